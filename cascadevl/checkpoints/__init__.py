@@ -1,0 +1,1 @@
+"""Official folders in, official folders out."""

@@ -1,0 +1,118 @@
+"""Which folder is it, and which layout does it have? Knows files and names, no tensors."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cascadevl.core.errors import CheckpointError, CheckpointNotFound
+
+if TYPE_CHECKING:
+    from cascadevl.checkpoints.parts import Parts
+    from cascadevl.models.config import InternVLConfig
+    from cascadevl.preprocessing.spec_file import Spec
+
+EMBEDDED = Path(__file__).parent.parent / "embedded"
+"""Models that ship inside the package."""
+
+
+class Piece(NamedTuple):
+    """A tensor of a file: the whole of one of ours, or a part of its rows."""
+
+    name: str
+    part: int = 0
+    parts: int = 1
+    """Our tensor is `parts` of the file's tensors stacked; this is number `part`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """How a folder of one kind is read and written."""
+
+    read_config: Callable[[dict[str, Any], Path, bool], "InternVLConfig"]
+    """(config.json, folder, tied) -> sizes."""
+    write_config: Callable[["Parts"], dict[str, Any]]
+    derive_spec: Callable[[dict[str, Any], Path], "Spec"]
+    """The preprocessing spec that the official files imply."""
+    pieces: Callable[[str], list[Piece]]
+    """Our parameter name -> the file's tensors that make it up."""
+    write_extras: Callable[["Parts", Path], None]
+    """Files beside weights and config that readers of this layout expect."""
+
+
+def layouts() -> dict[str, Layout]:
+    """The table: name on the command line -> layout."""
+    from cascadevl.checkpoints import chat_layout, hf_layout
+
+    return {"hf": hf_layout.LAYOUT, "chat": chat_layout.LAYOUT}
+
+
+MODEL_TYPES = {"internvl": "hf", "internvl_chat": "chat"}
+"""`model_type` of config.json -> layout."""
+
+
+def recognise(config: Mapping[str, Any], folder: Path) -> str:
+    """Name of the layout. Raises CheckpointError naming what is supported."""
+    kind = config.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise CheckpointError(
+            f"{folder / 'config.json'} has model_type {kind!r}. Supported: "
+            f"{', '.join(f'{model_type!r} (layout {name})' for model_type, name in MODEL_TYPES.items())}."
+        )
+    return MODEL_TYPES[kind]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or a CheckpointError that names the file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}: it is not a model folder.") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds {type(data).__name__}; expected a JSON object.")
+    return data
+
+
+def locate(model: str | os.PathLike[str]) -> Path:
+    """The folder of a model: an embedded name, a folder, or a hub id, in this order.
+
+    Raises CheckpointNotFound for what is none of these, CheckpointError for a folder that is not a
+    model. Does not import torch.
+    """
+    name = os.fspath(model)
+    if not name:
+        raise CheckpointNotFound("The model's name is empty: expected a folder, a hub id, or an embedded model.")
+    if (EMBEDDED / name / "config.json").is_file() and os.sep not in name:
+        return EMBEDDED / name
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; expected the folder that holds config.json and the weights.")
+    if folder.is_dir():
+        if not any(folder.iterdir()):
+            raise CheckpointError(f"{folder} is empty; expected config.json, weights and tokenizer files.")
+        read_json(folder / "config.json")
+        return folder
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    embedded = sorted(path.name for path in EMBEDDED.iterdir()) if EMBEDDED.is_dir() else []
+    wanted = "a folder, a hub id such as 'OpenGVLab/InternVL3_5-1B', or an embedded model"
+    known = f"{wanted} ({', '.join(embedded)})" if embedded else wanted
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointNotFound(f"There is no model {name!r}: expected {known}.")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # every transport of the hub has errors of its own
+        reason = str(error).strip().split("\n")[0][:200]
+        raise CheckpointNotFound(
+            f"The model {name!r} is not here and could not be fetched from the hub ({type(error).__name__}: {reason}). "
+            f"Check the name and the connection, or give {known}."
+        ) from error

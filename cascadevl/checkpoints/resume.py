@@ -1,0 +1,49 @@
+"""Training state on disk: weights, optimizer moments and position, whole or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cascadevl.core.errors import CheckpointError
+from cascadevl.core.files import atomic_folder, write_json
+
+MODULES, MOMENTS, STATE = "modules.safetensors", "moments.safetensors", "state.json"
+
+
+def save_training(
+    folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Write `modules` (by name), the optimizer's moments and any JSON state."""
+    with atomic_folder(folder) as work:
+        tensors = {f"{key}/{name}": p for key, module in modules.items() for name, p in module.state_dict().items()}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, work / MODULES)
+        moments = {
+            f"{index}/{name}": value.contiguous()
+            for index, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
+        save_file(moments, work / MOMENTS)
+        write_json(work / STATE, state)
+
+
+def load_training(
+    folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, Any]:
+    """Fill `modules` (and the optimizer) from a folder; returns the JSON state."""
+    if not (folder / STATE).is_file():
+        raise CheckpointError(f"{folder} holds no training state: expected {STATE}.")
+    tensors = load_file(folder / MODULES)
+    for key, module in modules.items():
+        module.load_state_dict({name.removeprefix(f"{key}/"): t for name, t in tensors.items() if name.startswith(f"{key}/")})
+    if optimizer is not None:
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in load_file(folder / MOMENTS).items():
+            index, _, field = name.partition("/")
+            moments.setdefault(int(index), {})[field] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return json.loads((folder / STATE).read_text(encoding="utf-8"))

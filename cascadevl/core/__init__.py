@@ -1,0 +1,1 @@
+"""What things are: plain Python, no torch. Every other room stands on this one."""

@@ -1,0 +1,95 @@
+"""What is asked of a generator and what it gives back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from cascadevl.core.errors import ConfigError
+from cascadevl.core.messages import Conversation
+
+FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How tokens are chosen; the defaults are greedy."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    """0 takes the likeliest token; the fields down to min_p then have no effect."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens that together reach this probability (nucleus)."""
+    min_p: float = 0.0
+    """Keep tokens with at least this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Divide positive, multiply negative logits of tokens already seen (CTRL, §4.1)."""
+    seed: int | None = None
+    """Same seed, same answer; None draws a fresh one."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; they are not part of it."""
+    logprobs: int | None = None
+    """None: none; 0: of the chosen tokens; k: of the k likeliest as well."""
+    loop_guard: bool = True
+    """End with finish_reason "repetition" when the answer only repeats itself."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        checks = [
+            (self.max_new_tokens >= 1, "max_new_tokens must be at least 1", self.max_new_tokens),
+            (self.temperature >= 0, "temperature must not be negative", self.temperature),
+            (self.top_k >= 0, "top_k must not be negative (0 keeps all)", self.top_k),
+            (0 < self.top_p <= 1, "top_p must lie in (0, 1]", self.top_p),
+            (0 <= self.min_p <= 1, "min_p must lie in [0, 1]", self.min_p),
+            (self.repetition_penalty > 0, "repetition_penalty must be positive", self.repetition_penalty),
+            (self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs must lie in 0…20", self.logprobs),
+            (all(self.stop), "a stop text must not be empty", self.stop),
+        ]
+        for good, rule, value in checks:
+            if not good:
+                raise ConfigError(f"Sampling: {rule}, got {value!r}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Tokens of one request."""
+
+    prompt_tokens: int = 0
+    visual_tokens: int = 0
+    """Those of the prompt that stand for tiles."""
+    completion_tokens: int = 0
+    tiles: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural log-probability of a chosen token before temperature and truncation."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """One answer. `error` is set, and `text` empty, for a request that failed."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason = "stop"
+    usage: Usage = field(default_factory=Usage)
+    spec_hash: str = ""
+    timings: dict[str, float] = field(default_factory=dict)
+    """Seconds: preprocess_s, prefill_s, decode_s."""
+    error: Exception | None = None
+
+
+class Generator(Protocol):
+    """Engine, HTTP endpoint, scripted fake: answers in the order of the questions."""
+
+    def generate(
+        self, conversations: Sequence[Conversation | Sequence[dict[str, Any]]], sampling: Sampling
+    ) -> list[Generation]: ...

@@ -1,0 +1,1 @@
+"""From model inputs to answers."""

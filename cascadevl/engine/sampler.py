@@ -1,0 +1,70 @@
+"""From logits to a token."""
+
+import torch
+from torch import Tensor
+
+from cascadevl.core.generation import Sampling, TokenLogprob
+
+
+class Sampler:
+    """Chooses the tokens of one answer; owns its randomness and what it has seen.
+
+    Order of the steps, as in transformers: ban, repetition penalty, temperature, top-k, top-p, min-p.
+    """
+
+    def __init__(self, sampling: Sampling, prompt_ids: Tensor, banned_ids: tuple[int, ...], num_entries: int) -> None:
+        self.sampling = sampling
+        self._banned = torch.tensor([i for i in banned_ids if i < num_entries], dtype=torch.int64)
+        self._seen = torch.zeros(num_entries, dtype=torch.bool)
+        self._seen[prompt_ids] = True
+        self._generator = torch.Generator()
+        if sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(sampling.seed)
+
+    def __call__(self, logits_V: Tensor) -> tuple[int, TokenLogprob | None]:
+        """Choose from raw fp32 logits; the log-probabilities are those before any of the steps but the ban."""
+        logits_V = logits_V.to("cpu", torch.float32, copy=True)
+        logits_V[self._banned] = float("-inf")
+        scores_V = self._penalised(logits_V)
+        chosen = int(scores_V.argmax()) if self.sampling.temperature == 0 else self._draw(scores_V)
+        self._seen[chosen] = True
+        return chosen, self._logprob(logits_V, chosen)
+
+    def _penalised(self, logits_V: Tensor) -> Tensor:
+        penalty = self.sampling.repetition_penalty
+        if penalty == 1:
+            return logits_V
+        penalised = torch.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
+        return torch.where(self._seen, penalised, logits_V)
+
+    def _draw(self, scores_V: Tensor) -> int:
+        probabilities_V = truncated((scores_V / self.sampling.temperature).softmax(-1), self.sampling)
+        return int(torch.multinomial(probabilities_V, 1, generator=self._generator))
+
+    def _logprob(self, logits_V: Tensor, chosen: int) -> TokenLogprob | None:
+        num_top = self.sampling.logprobs
+        if num_top is None:
+            return None
+        logprobs_V = logits_V.log_softmax(-1)
+        values, ids = logprobs_V.topk(num_top)
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        return TokenLogprob(chosen, float(logprobs_V[chosen]), top)
+
+
+def truncated(probabilities_V: Tensor, sampling: Sampling) -> Tensor:
+    """Top-k, top-p and min-p set the unlikely to zero; the rest sums to one again."""
+    kept = probabilities_V
+    if 0 < sampling.top_k < len(kept):
+        kept = torch.where(kept >= kept.topk(sampling.top_k).values[-1], kept, 0.0)
+        kept = kept / kept.sum()
+    if sampling.top_p < 1:
+        ordered, order = kept.sort(descending=True)
+        before = ordered.cumsum(0) - ordered
+        keep = torch.zeros_like(kept, dtype=torch.bool).scatter_(0, order, before < sampling.top_p)
+        kept = torch.where(keep, kept, 0.0)
+        kept = kept / kept.sum()
+    if sampling.min_p > 0:
+        kept = torch.where(kept >= sampling.min_p * kept.max(), kept, 0.0)
+    return kept / kept.sum()

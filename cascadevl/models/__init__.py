@@ -1,0 +1,1 @@
+"""Modules for one device; their parameters keep the official names. Read `internvl.py` first."""

@@ -1,0 +1,87 @@
+"""Sizes of every part. None has a default: a model says what it is."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cascadevl.core.errors import ConfigError
+from cascadevl.core.shapes import visual_tokens_per_tile
+from cascadevl.ops.rope import Rope
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionConfig:
+    """InternViT: 300M (layer norm, biased qkv) and 6B (RMS norm, joint QK norm)."""
+
+    hidden_size: int
+    mlp_size: int
+    num_layers: int
+    num_heads: int
+    tile_px: int
+    patch_px: int
+    qkv_bias: bool
+    qk_norm: bool
+    norm: Literal["layer_norm", "rms_norm"]
+    norm_eps: float
+    drop_path: float
+    """Share of residual branches skipped in training, growing linearly over depth to this."""
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(f"Vision hidden_size {self.hidden_size} is no multiple of {self.num_heads} heads.")
+        if self.tile_px % self.patch_px:
+            raise ConfigError(f"tile_px {self.tile_px} is no multiple of patch_px {self.patch_px}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """The language model. A family is a way to fill this in: `families.py`."""
+
+    family: str
+    hidden_size: int
+    mlp_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    vocab_size: int
+    rope: Rope
+    norm_eps: float
+    qkv_bias: bool
+    qk_norm: bool
+    """RMS norm of each query and key head before rotation (Qwen3)."""
+    tied: bool
+    """The output matrix is the embedding matrix."""
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key heads.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InternVLConfig:
+    """Tower, projector and decoder together."""
+
+    vision: VisionConfig
+    decoder: DecoderConfig
+    downsample_ratio: float
+    """Side of the token grid after pixel shuffle over before: 0.5 makes 1024 patches 256 tokens."""
+    pixel_shuffle: Literal["v1", "v2"]
+    select_layer: int
+    """Which hidden state of the tower is used: -1 is the last, -2 the one before."""
+    image_token_id: int
+    """Id of `<IMG_CONTEXT>`; embeddings at these places are replaced by visual tokens."""
+
+    def __post_init__(self) -> None:
+        side = self.vision.tile_px // self.vision.patch_px
+        if (side * self.downsample_ratio) % 1:
+            raise ConfigError(f"A grid of {side}×{side} patches cannot be shrunk by {self.downsample_ratio}.")
+        if not -self.vision.num_layers - 1 <= self.select_layer <= self.vision.num_layers:
+            raise ConfigError(
+                f"select_layer {self.select_layer} does not exist in a tower of {self.vision.num_layers} layers."
+            )
+
+    @property
+    def visual_tokens_per_tile(self) -> int:
+        return visual_tokens_per_tile(self.vision.tile_px, self.vision.patch_px, self.downsample_ratio)

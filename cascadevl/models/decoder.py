@@ -1,0 +1,108 @@
+"""One decoder for the Llama-shaped families; they differ by `DecoderConfig` alone.
+
+Qwen2 (biases on q, k, v), Qwen3 (norm of each query and key head). Tokens are packed, (T, D):
+there is no batch axis and no mask; `attend` knows which tokens see each other.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cascadevl.models.config import DecoderConfig
+from cascadevl.models.vision import RMSNorm
+from cascadevl.ops.attention import Attend, Layer
+from cascadevl.ops.rope import rope_table, rotate
+
+
+class SelfAttention(nn.Module):
+    """Project, norm and rotate, attend, project back."""
+
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        super().__init__()
+        width, size = config.hidden_size, config.head_size
+        self.head_size = size
+        self.layer = Layer(index=index, scale=size**-0.5)
+        self.q_proj = nn.Linear(width, config.num_heads * size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, config.num_kv_heads * size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, config.num_kv_heads * size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.num_heads * size, width, bias=False)
+        self.q_norm = RMSNorm(size, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(size, config.norm_eps) if config.qk_norm else None
+
+    def forward(self, hidden_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        q_TNH = self.q_proj(hidden_TD).unflatten(-1, (-1, self.head_size))
+        k_TKH = self.k_proj(hidden_TD).unflatten(-1, (-1, self.head_size))
+        v_TKH = self.v_proj(hidden_TD).unflatten(-1, (-1, self.head_size))
+        if self.q_norm is not None and self.k_norm is not None:
+            q_TNH, k_TKH = self.q_norm(q_TNH), self.k_norm(k_TKH)
+        out_TNH = attend(self.layer, rotate(q_TNH, *rope), rotate(k_TKH, *rope), v_TKH)
+        return self.o_proj(out_TNH.flatten(1))
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
+        self.down_proj = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_TD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(hidden_TD)) * self.up_proj(hidden_TD))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config, index)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, hidden_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        hidden_TD = hidden_TD + self.self_attn(self.input_layernorm(hidden_TD), rope, attend)
+        return hidden_TD + self.mlp(self.post_attention_layernorm(hidden_TD))
+
+
+class Stack(nn.Module):
+    """Embeddings, blocks and the last norm: `language_model.model` of the official names."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, embed_TD: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
+        cos_TH, sin_TH = rope_table(positions_T, self.config.rope, self.config.head_size)
+        rope = cos_TH.to(embed_TD.dtype), sin_TH.to(embed_TD.dtype)
+        hidden_TD = embed_TD
+        for block in self.layers:
+            hidden_TD = block(hidden_TD, rope, attend)
+        return self.norm(hidden_TD)
+
+
+class Decoder(nn.Module):
+    """The language model: `model` (the stack) and `lm_head`."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Stack(config)
+        self.lm_head = None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def embed(self, token_ids_T: Tensor) -> Tensor:
+        return self.model.embed_tokens(token_ids_T)
+
+    def forward(self, embed_TD: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
+        """hidden_TD after the last norm; `logits` turns chosen rows into scores."""
+        return self.model(embed_TD, positions_T, attend)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Raw scores (T, V) in fp32."""
+        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return F.linear(hidden_TD, weight).float()
+

@@ -1,0 +1,1 @@
+"""Functions on tensors: the arithmetic that models, engine and training share."""

@@ -1,0 +1,91 @@
+"""Attend: the model asks, whoever calls the model decides what attending means.
+
+A decoder layer calls `attend(layer, q_TNH, k_TKH, v_TKH) -> out_TNH` for tokens of one packed
+sequence. The same weights thereby serve training (packed samples), generation with a cache
+(`engine/simple.py`), paged serving and sharded sequences, without a flag in the model.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What an implementation of `Attend` may need to know about the layer that asks."""
+
+    index: int
+    scale: float
+    """Factor on the scores, 1/√H unless a family says otherwise."""
+    window: int | None = None
+    """Keys further back than this are not seen; None sees all."""
+    sinks_N: Tensor | None = None
+    """A learned score per head that joins the softmax and is dropped again (GPT-OSS)."""
+
+
+Attend = Callable[[Layer, Tensor, Tensor, Tensor], Tensor]
+
+
+def scores_to_output(layer: Layer, q_RNTH: Tensor, k_RKTH: Tensor, v_RKTH: Tensor) -> Tensor:
+    """Causal softmax attention of R sequences of equal length; the last query sees every key."""
+    groups = q_RNTH.shape[1] // k_RKTH.shape[1]
+    if groups > 1:
+        k_RKTH = k_RKTH.repeat_interleave(groups, dim=1)
+        v_RKTH = v_RKTH.repeat_interleave(groups, dim=1)
+    queries, keys = q_RNTH.shape[2], k_RKTH.shape[2]
+    if layer.window is None and layer.sinks_N is None and (queries == 1 or queries == keys):
+        return F.scaled_dot_product_attention(
+            q_RNTH, k_RKTH, v_RKTH, is_causal=queries > 1, scale=layer.scale
+        )
+    visible = causal_mask(queries, keys, layer.window, q_RNTH.device)
+    if layer.sinks_N is None:
+        return F.scaled_dot_product_attention(q_RNTH, k_RKTH, v_RKTH, attn_mask=visible, scale=layer.scale)
+    scores = (q_RNTH @ k_RKTH.transpose(-1, -2)) * layer.scale
+    scores = scores.masked_fill(~visible, float("-inf"))
+    sinks = layer.sinks_N.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+    return weights @ v_RKTH
+
+
+def causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """(queries, keys), True where visible; the queries are the last ones of the keys."""
+    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    visible = distance >= 0
+    return visible if window is None else visible & (distance < window)
+
+
+def packed(lengths: Sequence[int]) -> Attend:
+    """Attend for several samples laid end to end: each sees only itself.
+
+    Samples are brought side by side, padded on the right. Causal attention looks left only, so
+    the padding is never seen and needs no mask; its outputs are dropped.
+    """
+    longest, total = max(lengths), sum(lengths)
+    if min(lengths) == longest:
+        where = None
+    else:
+        where = torch.cat([torch.arange(n) + row * longest for row, n in enumerate(lengths)])
+
+    def attend(layer: Layer, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+        assert q_TNH.shape[0] == total, f"packed for {total} tokens, asked for {q_TNH.shape[0]}"
+        side_by_side = (_side_by_side(x, where, len(lengths), longest) for x in (q_TNH, k_TKH, v_TKH))
+        out_TNH = scores_to_output(layer, *side_by_side).transpose(1, 2).flatten(0, 1)
+        return out_TNH if where is None else out_TNH[where.to(out_TNH.device)]
+
+    return attend
+
+
+def _side_by_side(x_TNH: Tensor, where: Tensor | None, rows: int, longest: int) -> Tensor:
+    if where is not None:
+        padded = x_TNH.new_zeros(rows * longest, *x_TNH.shape[1:])
+        x_TNH = padded.index_copy(0, where.to(x_TNH.device), x_TNH)
+    return x_TNH.view(rows, longest, *x_TNH.shape[1:]).transpose(1, 2)
+
+
+def dense(layer: Layer, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
+    """Attend for one sequence without a cache."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q_TNH, k_TKH, v_TKH))
+    return scores_to_output(layer, q, k, v)[0].transpose(0, 1)

@@ -1,0 +1,1 @@
+"""A conversation becomes inputs. `processor.py` is the only way in."""

@@ -1,0 +1,239 @@
+"""Any picture a user may hand us becomes an upright RGB picture, or a MediaError that says why not.
+
+The released code calls `Image.open(path).convert("RGB")` (InternVL, `chat/train/dataset.py`). We depart from
+it where that spoils a picture: transparency lies on white instead of being dropped, sixteen bits are scaled
+instead of clipped, the EXIF orientation is obeyed, and what is too large is refused before it is decoded.
+Colour profiles are ignored, there as here.
+"""
+
+import base64
+import binascii
+import io
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from cascadevl.core.errors import ConfigError, MediaError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaLimits:
+    """What a picture may cost; checked on the file and on its header, before decoding."""
+
+    max_bytes: int = 64 * 2**20
+    """Size of the encoded file."""
+    max_pixels: int = 180_000_000
+    """Width times height: an A2 page at 600 dpi passes, and takes 0.7 GB while it is prepared."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_bytes, self.max_pixels) < 1:
+            raise ConfigError(
+                f"Media limits must be positive, got {self.max_bytes} bytes and {self.max_pixels} pixels."
+            )
+
+
+DEFAULT_LIMITS = MediaLimits()
+
+
+def open_image(source: Any, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
+    """An upright picture of mode RGB; the first frame where a file has several.
+
+    `source` is a path, a base64 data URL, the bytes of a file, a PIL picture (never changed; returned itself
+    if nothing is to be done) or a uint8 array of (rows, columns) or (rows, columns, 1 | 3 | 4).
+    Raises MediaError.
+    """
+    if isinstance(source, Image.Image):
+        name, image = "The PIL picture", source
+    elif isinstance(source, np.ndarray):
+        name, image = "The array", _from_array(source)
+    else:
+        name, data = _read(source, limits)
+        image = _from_bytes(data, name)
+    width, height = image.size
+    if width == 0 or height == 0:
+        raise MediaError(f"{name} is empty: {width}×{height} pixels. Expected at least 1×1.")
+    if width * height > limits.max_pixels:
+        raise MediaError(
+            f"{name} has {width}×{height} = {width * height:,} pixels; at most {limits.max_pixels:,} are "
+            "allowed. Scale it down or cut it, or raise `max_pixels`."
+        )
+    try:
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        image = _to_rgb(image)
+    except MediaError as error:
+        raise MediaError(f"{name} {error}") from None
+    except Exception as error:
+        # Hostile bytes lead decoders to OSError, SyntaxError, ValueError, struct.error, zlib.error and more.
+        raise _damaged(name, error) from error
+    return image if turn is None else image.transpose(turn)
+
+
+def _read(source: Any, limits: MediaLimits) -> tuple[str, bytes]:
+    """What to call the source in messages, and the bytes of its file."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        name, data = "The picture in memory", bytes(source)
+    elif isinstance(source, str) and source[:5].lower() == "data:":
+        name, data = "The data URL", _from_data_url(source, limits)
+    elif isinstance(source, str) and (scheme := re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source)):
+        raise MediaError(
+            f"{source!r:.120} is not fetched: {scheme[0].lower()} addresses are off. "
+            "Give a local path, or the picture itself as bytes or as a data URL."
+        )
+    elif isinstance(source, str | os.PathLike):
+        name, data = f"{os.fspath(source)!r:.300}", _from_file(source, limits)
+    else:
+        raise MediaError(
+            f"A picture cannot be a {type(source).__module__}.{type(source).__qualname__}. Expected a path, "
+            "bytes, a data URL, a PIL picture, or a numpy uint8 array of (rows, columns[, channels])."
+        )
+    if not data:
+        raise MediaError(f"{name} is empty: 0 bytes. Expected an encoded picture ({_FORMATS}).")
+    if len(data) > limits.max_bytes:
+        raise _too_many_bytes(name, len(data), limits)
+    return name, data
+
+
+def _from_file(path: str | os.PathLike[str], limits: MediaLimits) -> bytes:
+    name = f"{os.fspath(path)!r:.300}"
+    try:
+        status = os.stat(path)
+        regular = stat.S_ISREG(status.st_mode)
+        if regular and status.st_size <= limits.max_bytes:
+            return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise MediaError(f"{name} does not exist, seen from {os.getcwd()}. Check the path.") from None
+    except (OSError, ValueError) as error:  # no permission, a name too long, a zero byte in the name
+        raise MediaError(f"{name} cannot be read: {error}. Expected the path of a picture.") from error
+    if not regular:
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+        raise MediaError(f"{name} is {kind}. Expected the path of one picture file.")
+    raise _too_many_bytes(name, status.st_size, limits)
+
+
+def _from_data_url(url: str, limits: MediaLimits) -> bytes:
+    header, comma, payload = url.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise MediaError(f"The data URL begins with {url[:40]!r}. Expected 'data:image/png;base64,…'.")
+    payload = "".join(payload.split())
+    size_bytes = len(payload) * 3 // 4 - payload[-2:].count("=")
+    if size_bytes > limits.max_bytes:
+        raise _too_many_bytes("The data URL", size_bytes, limits)
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MediaError(f"The data URL is not valid base64: {error}. Encode the file again.") from None
+
+
+def _too_many_bytes(name: str, size_bytes: int, limits: MediaLimits) -> MediaError:
+    return MediaError(
+        f"{name} has {size_bytes:,} bytes; at most {limits.max_bytes:,} are allowed. "
+        "Save the picture smaller, or raise `max_bytes`."
+    )
+
+
+# By their first bytes, not by Image.open, which warns or raises at a global pixel limit before ours is asked.
+_READERS: dict[bytes, type[ImageFile]] = {
+    rb"\x89PNG\r\n\x1a\n": PngImageFile,
+    rb"\xff\xd8\xff": JpegImageFile,
+    rb"RIFF....WEBP": WebPImageFile,
+    rb"GIF8[79]a": GifImageFile,
+    rb"BM": BmpImageFile,
+    rb"II[*+]\x00|MM\x00[*+]": TiffImageFile,
+    rb"P[1-6]\s": PpmImageFile,
+}
+_FORMATS = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM"
+
+
+def _from_bytes(data: bytes, name: str) -> Image.Image:
+    """Opened, not yet decoded: only the header has been read."""
+    for magic, reader in _READERS.items():
+        if re.match(magic, data, re.DOTALL):
+            try:
+                return reader(io.BytesIO(data))
+            except Exception as error:  # as in open_image
+                raise _damaged(name, error) from error
+    raise MediaError(f"{name} begins with {data[:12]!r}, which is no picture. Expected one of {_FORMATS}.")
+
+
+def _damaged(name: str, error: Exception) -> MediaError:
+    return MediaError(f"{name} cannot be decoded: {error or error!r}. Save or download it again.")
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise MediaError(f"The array is of {array.dtype}. Expected uint8, 0 to 255: scale and convert it.")
+    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (1, 3, 4)):
+        raise MediaError(
+            f"The array has the shape {array.shape}. Expected (rows, columns) or (rows, columns, 1, 3 or 4): "
+            "channels come last."
+        )
+    if array.size == 0:
+        raise MediaError(f"The array is empty: its shape is {array.shape}. Expected at least 1×1 pixels.")
+    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_16_bits(image)
+    if image.mode == "F":
+        return _from_floats(image)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(layer, mask=layer)
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """65535 becomes 255; Pillow's own conversion clips everything above 255."""
+    levels_YX = np.asarray(image)
+    low, high = levels_YX.min(), levels_YX.max()
+    if low < 0 or high > 65535:
+        raise MediaError(f"holds integers from {low} to {high}. Expected 0 to 65535: scale them.")
+    levels_YX = (levels_YX.astype(np.int32) * 255 + 32767) // 65535
+    return Image.fromarray(levels_YX.astype(np.uint8)).convert("RGB")
+
+
+def _from_floats(image: Image.Image) -> Image.Image:
+    """0 to 1 where no value exceeds 1, else 0 to 255 as Pillow writes them: files do both and say neither."""
+    levels_YX = np.asarray(image)
+    low, high = levels_YX.min(), levels_YX.max()
+    if not (low >= 0 and high <= 255):  # NaN fails too
+        raise MediaError(f"holds floats from {low} to {high}. Expected 0 to 1, or 0 to 255.")
+    levels_YX = np.rint(levels_YX * (255 if high <= 1 else 1))
+    return Image.fromarray(levels_YX.astype(np.uint8)).convert("RGB")
+
+
+# What makes a picture of each EXIF orientation upright; Pillow turns anti-clockwise.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a damaged EXIF block does not damage the picture
+        return 1

@@ -1,0 +1,257 @@
+"""Chat templates: how turns become one string, byte for byte, and which of it is trained on.
+
+The named templates are data (released `conversation.py` of InternVL). A folder of the native
+transformers layout brings a Jinja text of its own, which is rendered in a sandbox as it is.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from cascadevl.core.errors import CheckpointError, ConfigError, MessageError
+from cascadevl.core.messages import Conversation, Image, Text, Turn
+from cascadevl.preprocessing.spec_file import Spec
+
+PERSONA_2 = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+PERSONA_2_5 = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+
+THINKING = (
+    "You are an AI assistant that rigorously follows this response protocol:\n\n"
+    "1. First, conduct a detailed analysis of the question. Consider different angles, potential solutions, "
+    "and reason through the problem step-by-step. Enclose this entire thinking process within <think> and "
+    "</think> tags.\n\n"
+    "2. After the thinking section, provide a clear, concise, and direct answer to the user's question. "
+    "Separate the answer from the think section with a newline.\n\n"
+    "Ensure that the thinking process is thorough but remains focused on the query. The final answer should "
+    "be standalone and not reference the thinking section."
+)
+"""System message that switches InternVL3.5 to thinking (model cards of 3.5); sample at temperature 0.6."""
+
+
+class Span(NamedTuple):
+    """A stretch of the prompt; `trained` where the model learns to say it."""
+
+    text: str
+    trained: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatTemplate:
+    """An MPT-style template: (header + message + turn_end) for every turn."""
+
+    system: str
+    user: str
+    assistant: str
+    turn_end: str
+    persona: str
+    """System message where the conversation has none; the system turn is always there."""
+
+    @property
+    def stop(self) -> str:
+        """The token that ends an answer."""
+        return self.turn_end.strip()
+
+
+def _chatml(turn_end: str, persona: str) -> ChatTemplate:
+    start = "<|im_start|>"
+    return ChatTemplate(
+        system=f"{start}system\n",
+        user=f"{start}user\n",
+        assistant=f"{start}assistant\n",
+        turn_end=turn_end,
+        persona=persona,
+    )
+
+
+TEMPLATES: dict[str, ChatTemplate] = {
+    "internvl2_5": _chatml("<|im_end|>\n", PERSONA_2_5),
+    "Hermes-2": _chatml("<|im_end|>", PERSONA_2),
+    "internlm2-chat": _chatml("<|im_end|>", PERSONA_2),
+    "phi3-chat": ChatTemplate(
+        system="<|system|>\n", user="<|user|>\n", assistant="<|assistant|>\n", turn_end="<|end|>", persona=PERSONA_2
+    ),
+}
+
+
+def find_template(name: str) -> ChatTemplate:
+    if name not in TEMPLATES:
+        raise CheckpointError(f"Unknown chat template {name!r}. Supported: {', '.join(TEMPLATES)}, jinja.")
+    return TEMPLATES[name]
+
+
+def render(conversation: Conversation, spec: Spec, say: Callable[[str], str] = str) -> list[Span]:
+    """The prompt as spans, a picture being `spec.image_context` once.
+
+    `say` is applied to every text that people wrote. Where the last turn is not the assistant's,
+    the header of its answer follows.
+    """
+    conversation = _with_system(conversation, spec)
+    return _render_jinja(conversation, spec, say) if spec.jinja else _render_named(conversation, spec, say)
+
+
+def _with_system(conversation: Conversation, spec: Spec) -> Conversation:
+    first = conversation.turns[0]
+    if first.role == "system":
+        return conversation
+    system = spec.system
+    if system is None:
+        if spec.template == "jinja":
+            return conversation
+        system = find_template(spec.template).persona
+    return Conversation((Turn("system", (Text(system),)), *conversation.turns))
+
+
+def _render_named(conversation: Conversation, spec: Spec, say: Callable[[str], str]) -> list[Span]:
+    template = find_template(spec.template)
+    headers = {"system": template.system, "user": template.user, "assistant": template.assistant}
+    newline = template.turn_end[len(template.stop) :]
+    spans = []
+    for turn in conversation.turns:
+        body = _turn_text(turn, spec, say)
+        if turn.role == "assistant":  # the end token is learned, a newline behind it is not
+            spans += [Span(headers["assistant"], False), Span(body + template.stop, True), Span(newline, False)]
+        else:
+            spans.append(Span(headers[turn.role] + body + template.turn_end, False))
+    if not conversation.ends_with_answer:
+        spans.append(Span(template.assistant, False))
+    return [span for span in spans if span.text]
+
+
+def _turn_text(turn: Turn, spec: Spec, say: Callable[[str], str]) -> str:
+    several = sum(isinstance(part, Image) for part in turn.parts) > 1
+    text, number = "", 0
+    for part in merged(turn):
+        if isinstance(part, Text):
+            text += say(part.text)
+        elif isinstance(part, Image):
+            number += 1
+            label = spec.image_label.format(n=number) if several else ""
+            text += f"{label}{spec.image_context}{spec.image_separator}"
+        else:
+            raise MessageError("Videos cannot be read yet: send the frames as pictures.")
+    return text
+
+
+def merged(turn: Turn) -> list[Any]:
+    """Parts with neighbouring texts joined: no control token can hide across a seam."""
+    parts: list[Any] = []
+    for part in turn.parts:
+        if parts and isinstance(part, Text) and isinstance(parts[-1], Text):
+            parts[-1] = Text(parts[-1].text + part.text)
+        else:
+            parts.append(part)
+    return parts
+
+
+def _render_jinja(conversation: Conversation, spec: Spec, say: Callable[[str], str]) -> list[Span]:
+    """Turn by turn: what rendering an answer adds behind its header is what is trained on."""
+    messages = [_jinja_message(turn, say) for turn in conversation.turns]
+    spans: list[Span] = []
+    done = ""
+    for i, turn in enumerate(conversation.turns):
+        if turn.role != "assistant":
+            continue
+        header = _apply(spec, messages[:i], add_generation_prompt=True)
+        answered = _apply(spec, messages[: i + 1], add_generation_prompt=False)
+        if not (header.startswith(done) and answered.startswith(header)):
+            # Some templates rewrite earlier turns; the text is right, but no span of it can be trusted.
+            return [Span(_apply(spec, messages, add_generation_prompt=not conversation.ends_with_answer), False)]
+        tail = answered[len(answered.rstrip()) :]
+        spans += [Span(header[len(done) :], False), Span(answered[len(header) : len(answered) - len(tail)], True)]
+        spans.append(Span(tail, False))
+        done = answered
+    if not conversation.ends_with_answer:
+        whole = _apply(spec, messages, add_generation_prompt=True)
+        if not whole.startswith(done):
+            return [Span(whole, False)]
+        spans.append(Span(whole[len(done) :], False))
+    return [span for span in spans if span.text]
+
+
+def _jinja_message(turn: Turn, say: Callable[[str], str]) -> dict[str, Any]:
+    parts = merged(turn)
+    if len(parts) == 1 and isinstance(parts[0], Text):
+        return {"role": turn.role, "content": say(parts[0].text)}
+    content = []
+    for part in parts:
+        if isinstance(part, Text):
+            content.append({"type": "text", "text": say(part.text)})
+        elif isinstance(part, Image):
+            content.append({"type": "image"})
+        else:
+            raise MessageError("Videos cannot be read yet: send the frames as pictures.")
+    return {"role": turn.role, "content": content}
+
+
+def _apply(spec: Spec, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+    from jinja2 import TemplateError
+
+    assert spec.jinja is not None
+    try:
+        return _compiled(spec.jinja).render(
+            messages=messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            bos_token=spec.bos or "",
+            eos_token="",
+        )
+    except TemplateError as error:
+        raise MessageError(f"The model's chat template refuses this conversation: {error}") from error
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(source: str) -> Any:
+    from jinja2 import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise MessageError(f"The model's chat template refuses this conversation: {message}")
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    try:
+        return environment.from_string(source)
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"The model's chat template is not valid Jinja: {error}") from error
+
+
+def to_jinja(spec: Spec) -> str:
+    """A Jinja text that renders what the spec renders, for folders that other libraries read."""
+    if spec.jinja is not None:
+        return spec.jinja
+    template = find_template(spec.template)
+    system = json.dumps(spec.system if spec.system is not None else template.persona, ensure_ascii=False)
+    label_before, label_after = spec.image_label.split("{n}")
+    quote = functools.partial(json.dumps, ensure_ascii=False)
+    return (
+        "{%- if messages[0]['role'] != 'system' -%}"
+        f"{{{{- {quote(template.system)} + {system} + {quote(template.turn_end)} -}}}}"
+        "{%- endif -%}"
+        "{%- for message in messages -%}"
+        f"{{{{- {{'system': {quote(template.system)}, 'user': {quote(template.user)}, "
+        f"'assistant': {quote(template.assistant)}}}[message['role']] -}}}}"
+        "{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}"
+        "{%- set images = message['content'] | selectattr('type', 'equalto', 'image') | list -%}"
+        "{%- set counter = namespace(n=0) -%}"
+        "{%- for part in message['content'] -%}"
+        "{%- if part['type'] == 'image' -%}{%- set counter.n = counter.n + 1 -%}"
+        "{%- if images | length > 1 -%}"
+        f"{{{{- {quote(label_before)} ~ counter.n ~ {quote(label_after)} -}}}}{{%- endif -%}}"
+        f"{{{{- {quote(spec.image_context)} + {quote(spec.image_separator)} -}}}}"
+        "{%- elif part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}"
+        "{%- endfor -%}{%- endif -%}"
+        f"{{{{- {quote(template.turn_end)} -}}}}"
+        "{%- endfor -%}"
+        f"{{%- if add_generation_prompt -%}}{{{{- {quote(template.assistant)} -}}}}{{%- endif -%}}"
+    )

@@ -1,0 +1,1 @@
+"""Published runs as functions: what to train, on what, for how long."""

@@ -1,0 +1,299 @@
+"""nano, the embedded model: 6.5 M parameters that read short texts, receipts and charts.
+
+Paper: the architecture is InternVL3.5's (arXiv 2508.18265) made small: InternViT, pixel shuffle,
+Qwen3. The data are the gym's, rendered while training; nothing pretrained goes in.
+Command: `cascadevl train nano --out runs/nano`. Hardware: one CPU core.
+Hours and scores: in the card, `cascadevl/embedded/nano/README.md`.
+"""
+
+import bisect
+import itertools
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cascadevl.checkpoints.parts import Parts
+from cascadevl.checkpoints.resume import load_training, save_training
+from cascadevl.checkpoints.save import save_parts
+from cascadevl.checkpoints.tiny import assemble
+from cascadevl.core.messages import Conversation, Text, Turn
+from cascadevl.core.task import Sample, Task
+from cascadevl.data.batch import Batch, collate
+from cascadevl.data.packing import pack
+from cascadevl.gym import TASKS
+from cascadevl.gym.glyph_targets import glyph_targets
+from cascadevl.models.config import DecoderConfig, VisionConfig
+from cascadevl.ops.rope import Rope
+from cascadevl.preprocessing.processor import ModelInputs, Processor
+from cascadevl.preprocessing.spec_file import IMAGENET_MEAN, IMAGENET_STD, Spec
+from cascadevl.preprocessing.tokenizer import train_tokenizer
+from cascadevl.training.fit import FitState, adamw, fit
+from cascadevl.training.objectives import Loss
+from cascadevl.training.objectives.next_token import NextToken
+from cascadevl.training.objectives.read_patches import GlyphHead, ReadPatches, new_head
+from cascadevl.training.schedule import WarmupStableDecay
+
+VISION = VisionConfig(
+    hidden_size=192,
+    mlp_size=768,
+    num_layers=6,
+    num_heads=6,
+    tile_px=112,
+    patch_px=14,
+    qkv_bias=True,
+    qk_norm=False,
+    norm="layer_norm",
+    norm_eps=1e-6,
+    drop_path=0.0,
+    pixel_mean=IMAGENET_MEAN,
+    pixel_std=IMAGENET_STD,
+)
+DECODER = DecoderConfig(
+    family="qwen3",
+    hidden_size=256,
+    mlp_size=704,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_size=64,
+    vocab_size=1024,
+    rope=Rope(theta=10000.0, max_position=2048),
+    norm_eps=1e-6,
+    qkv_bias=False,
+    qk_norm=True,
+    tied=False,
+)
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{{- '<IMG_CONTEXT>\\n' -}}"
+    "{%- elif part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}{{- '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+"""ChatML without a persona: a small model has no room for one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One stretch of training."""
+
+    name: str
+    mixture: Mapping[str, float]
+    """Weight of each family; settings of a family follow its name: "line:difficulty=easy"."""
+    steps: int
+    lr: float
+    warmup: int = 100
+    decay: int = 0
+    glyph_weight: float = 1.0
+    """Weight of the dense character targets of the tower."""
+    next_token: bool = True
+    """Off: only the tower learns, and the decoder is not even run."""
+    max_tiles: int = 64
+    max_tokens: int = 4096
+    """Budget of a pack; the optimizer steps once per pack."""
+
+
+def stages() -> list[Stage]:
+    """A curriculum: letters, then one short line, then lines, then everything."""
+    everything = {
+        "line": 4.0,
+        "paragraph": 2.0,
+        "key_value": 3.0,
+        "charts": 1.5,
+        "shapes": 1.0,
+        "locate": 0.5,
+    }
+    return [
+        Stage(name="letters", mixture={"line": 1.0, "paragraph": 2.0}, steps=2500, lr=1.5e-3, next_token=False),
+        Stage(name="words", mixture={"line:difficulty=easy": 1.0}, steps=1500, lr=1e-3),
+        Stage(name="lines", mixture={"line": 3.0, "line:difficulty=easy": 1.0}, steps=2500, lr=1e-3),
+        Stage(name="everything", mixture=everything, steps=6000, decay=2500, lr=1e-3),
+    ]
+
+
+def new_parts(seed: int = 0) -> Parts:
+    """nano before training: tokenizer learned from the gym's texts, random weights."""
+    files = train_tokenizer(corpus(), DECODER.vocab_size - 12)
+    spec = Spec(max_tiles=6, template="jinja", jinja=CHAT_TEMPLATE)
+    return assemble("nano", VISION, DECODER, files, spec, seed=seed, std=0.02)
+
+
+def corpus(num_samples: int = 1500) -> Iterator[str]:
+    """Questions and answers of every family, once each: what the byte pairs are counted on."""
+    for name in TASKS:
+        for sample in make_task(name, seed=1).samples(num_samples):
+            yield sample.question
+            yield sample.answer
+
+
+def make_task(name: str, *, split: str = "train", seed: int = 0) -> Task:
+    """A family by name, with settings: "line:difficulty=easy"."""
+    family, _, settings = name.partition(":")
+    changes = dict(item.split("=") for item in settings.split(",") if item)
+    return TASKS[family](split=split, seed=seed, **changes)
+
+
+def taught(task: Task, sample: Sample) -> Conversation:
+    """Question and reference answer."""
+    asked = task.prompt(sample)
+    return Conversation((*asked.turns, Turn("assistant", (Text(sample.answer),))))
+
+
+@dataclass(slots=True)
+class GymBatches:
+    """Packs of rendered samples without end. Sample i is a function of (seed, i): `position` is all its state."""
+
+    mixture: Mapping[str, float]
+    processor: Processor
+    max_tokens: int
+    max_tiles: int
+    seed: int = 0
+    position: int = 0
+    """Samples given out in packs so far."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        tasks = {name: make_task(name, seed=self.seed) for name in self.mixture}
+        names, bounds = list(self.mixture), list(itertools.accumulate(self.mixture.values()))
+
+        def draw(index: int) -> tuple[ModelInputs, Sample]:
+            at = random.Random(f"{self.seed}/{index}").random() * bounds[-1]
+            task = tasks[names[bisect.bisect(bounds, at)]]
+            sample = task.sample(index)
+            return self.processor(taught(task, sample)), sample
+
+        samples = (draw(index) for index in itertools.count(self.position))
+        for packed in pack(samples, max_tokens=self.max_tokens, max_tiles=self.max_tiles):
+            self.position += len(packed)
+            yield collate([inputs for inputs, _ in packed], [self._glyphs(*item) for item in packed])
+
+    def _glyphs(self, inputs: ModelInputs, sample: Sample) -> torch.Tensor:
+        spec = self.processor.spec
+        targets = glyph_targets(
+            sample.glyphs, inputs.sizes[0], inputs.grids[0], spec.tile_px, VISION.patch_px, spec.thumbnail
+        )
+        return torch.from_numpy(targets)
+
+
+def train(out: Path, *, resume: bool = False, seed: int = 0, echo: Callable[[str], None] = print) -> Parts:
+    """Run the stages in order; the state is saved every few minutes and a resumed run goes on from it.
+
+    Each stage starts a fresh optimizer. The finished model is written to `out/model`.
+    """
+    parts, last = new_parts(seed), out / "last"
+    modules = {"model": parts.model.requires_grad_(True), "head": new_head(VISION.hidden_size, _generator(seed))}
+    done: dict[str, Any] = load_training(last, modules) if resume and last.is_dir() else {"stage": 0, "step": 0}
+    for number, stage in enumerate(stages()):
+        if number < done["stage"]:
+            continue
+        going_on = number == done["stage"] and done["step"] > 0
+        run_stage(stage, number, parts, modules, out, seed=seed, resume=going_on, echo=echo)
+    save_parts(parts, out / "model")
+    return parts
+
+
+def run_stage(
+    stage: Stage,
+    number: int,
+    parts: Parts,
+    modules: dict[str, nn.Module],
+    out: Path,
+    *,
+    seed: int,
+    resume: bool,
+    echo: Callable[[str], None],
+) -> None:
+    """One stage of `train`."""
+    named = [(name, p) for module in modules.values() for name, p in module.named_parameters()]
+    if not stage.next_token:
+        named = [(name, p) for name, p in named if not name.startswith(("language_model.", "mlp1."))]
+    optimizer = adamw(named, lr=stage.lr, weight_decay=0.05, betas=(0.9, 0.98))
+    state, position = FitState(), 0
+    if resume:
+        saved = load_training(out / "last", modules, optimizer)
+        state, position = FitState(saved["step"], saved["num_samples"]), saved["position"]
+    batches = GymBatches(
+        mixture=stage.mixture,
+        processor=parts.processor,
+        max_tokens=stage.max_tokens,
+        max_tiles=stage.max_tiles,
+        seed=100 * seed + number,
+        position=position,
+    )
+    head = modules["head"]
+    assert isinstance(head, GlyphHead)
+    fit(
+        model=parts.model,
+        objective=ReadPatches(
+            head=head, weight=stage.glyph_weight, next_token=NextToken() if stage.next_token else None
+        ),
+        batches=itertools.islice(batches, stage.steps - state.step),
+        optimizer=optimizer,
+        schedule=WarmupStableDecay(steps=stage.steps, warmup=stage.warmup, decay=stage.decay),
+        state=state,
+        observe=_Observer(out / "log.jsonl", stage.name, echo),
+        save=_Saver(out / "last", modules, optimizer, batches, number, stage.steps),
+    )
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@dataclass(slots=True)
+class _Observer:
+    """Means over `every` steps, as a line on the screen and in log.jsonl."""
+
+    path: Path
+    stage: str
+    echo: Callable[[str], None]
+    every: int = 50
+    sums: dict[str, float] = field(default_factory=dict)
+    since: tuple[float, int] = field(default_factory=lambda: (time.perf_counter(), 0))
+
+    def __call__(self, state: FitState, loss: Loss, norm: float) -> None:
+        for name, value in {"loss": float(loss.total.detach()), **loss.terms, "gradient_norm": norm}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value / self.every
+        if state.step % self.every:
+            return
+        started, num_samples = self.since
+        rate = (state.num_samples - num_samples) / (time.perf_counter() - started)
+        row = {"stage": self.stage, "step": state.step, "samples": state.num_samples, "samples_per_s": rate, **self.sums}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.echo("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+        self.sums, self.since = {}, (time.perf_counter(), state.num_samples)
+
+
+@dataclass(slots=True)
+class _Saver:
+    """Everything that `resume` needs, every few minutes and at the end of a stage."""
+
+    folder: Path
+    modules: dict[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    batches: GymBatches
+    stage: int
+    last_step: int
+    every_s: float = 180.0
+    saved_at: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, state: FitState) -> None:
+        finished = state.step == self.last_step
+        if not finished and time.perf_counter() - self.saved_at < self.every_s:
+            return
+        where = {"stage": self.stage + 1, "step": 0} if finished else {"stage": self.stage, "step": state.step}
+        position = {"num_samples": state.num_samples, "position": self.batches.position}
+        save_training(self.folder, self.modules, self.optimizer, {**where, **position})
+        self.saved_at = time.perf_counter()

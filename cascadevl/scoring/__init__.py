@@ -1,0 +1,1 @@
+"""Is this answer right? Plain Python, without torch."""

@@ -1,0 +1,1 @@
+"""Parameters learn: one loop, many objectives."""
