@@ -4,7 +4,7 @@
 #   PYTHON=python3.12            the interpreter; default: the first of python3.11, 3.12, 3.13 that works
 #   CASCADEVL_TORCH=skip         keep the torch that the interpreter already has, such as a vendor's build
 #   CASCADEVL_TORCH='torch<2.13' take this torch instead of the tested one
-#   CASCADEVL_TORCH_INDEX=URL    take torch from this index; the small CPU builds for Linux are at
+#   CASCADEVL_TORCH_INDEX=URL    look for torch here too; the small CPU builds for Linux are at
 #                                https://download.pytorch.org/whl/cpu
 #
 # They count when .venv is made: remove it to choose again.
@@ -23,7 +23,7 @@ prepare() {
     rm -f "$stamp"
     install_torch
     say "installing cascadevl${extras:+ with $extras}"
-    pip install --constraint "$ROOT/constraints.txt" --editable "$ROOT${extras:+[${extras// /,}]}"
+    pip install -qq --constraint "$ROOT/constraints.txt" --editable "$ROOT${extras:+[${extras// /,}]}"
     printf '%s %s\n' "$hash" "$extras" > "$stamp"
 }
 
@@ -53,28 +53,23 @@ find_python() {
     fail "no Python 3.11, 3.12 or 3.13 found; install one, or name it: PYTHON=/path/to/python3.12 $0"
 }
 
-# The tested release where pip finds it, else the newest that is offered; the size is told before it is paid.
+# The tested release where pip finds it, else the newest that is offered; pip tells each size before it fetches.
 install_torch() {
-    local spec wanted=("$TESTED_TORCH" "$ANY_TORCH") source=()
-    case "${CASCADEVL_TORCH:-}" in
-        skip)
-            "$ROOT/.venv/bin/python" -c 'import torch' ||
-                fail "CASCADEVL_TORCH=skip, but there is no torch to keep; remove .venv or the setting."
-            return ;;
-        ?*) wanted=("$CASCADEVL_TORCH") ;;
-    esac
-    [ -n "${CASCADEVL_TORCH_INDEX:-}" ] && source=(--index-url "$CASCADEVL_TORCH_INDEX")
-    for spec in "${wanted[@]}"; do
-        pip install --dry-run --report "$ROOT/.venv/torch.json" ${source[@]+"${source[@]}"} "$spec" \
-            > /dev/null 2> "$ROOT/.venv/torch.log" || continue
-        say "torch: $("$ROOT/.venv/bin/python" "$ROOT/.ci/sizes.py" "$ROOT/.venv/torch.json")"
-        pip install --constraint "$ROOT/constraints.txt" ${source[@]+"${source[@]}"} "$spec"
-        return
+    local spec tested=("$TESTED_TORCH" "$ANY_TORCH") source=() log="$ROOT/.venv/torch.log"
+    "$ROOT/.venv/bin/python" -c 'import torch' 2> /dev/null && return
+    [ "${CASCADEVL_TORCH:-}" = skip ] &&
+        fail "CASCADEVL_TORCH=skip, but $ROOT/.venv sees no torch; remove .venv or the setting."
+    [ -n "${CASCADEVL_TORCH:-}" ] && tested=("$CASCADEVL_TORCH")
+    [ -n "${CASCADEVL_TORCH_INDEX:-}" ] && source=(--extra-index-url "$CASCADEVL_TORCH_INDEX")
+    say "installing torch: about 0.2 GB as a CPU build, 3 GB with CUDA; CASCADEVL_TORCH_INDEX chooses"
+    for spec in "${tested[@]}"; do
+        pip install --progress-bar off ${source[@]+"${source[@]}"} --constraint "$ROOT/constraints.txt" "$spec" \
+            2> "$log" | { grep --line-buffered -E 'Downloading .*[MG]B\)' >&2 || true; } && return
     done
-    cat "$ROOT/.venv/torch.log" >&2
-    fail "pip found neither of: ${wanted[*]}. Is there a network? CASCADEVL_TORCH_INDEX names another index."
+    cat "$log" >&2
+    fail "pip could not install ${tested[*]}. Is there a network?"
 }
 
-pip() { "$ROOT/.venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
+pip() { "$ROOT/.venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 say() { printf '· %s\n' "$*" >&2; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }

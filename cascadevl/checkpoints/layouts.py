@@ -38,6 +38,10 @@ class Layout:
     """The preprocessing spec that the official files imply."""
     pieces: Callable[[str], list[Piece]]
     """Our parameter name -> the file's tensors that make it up."""
+    current_name: Callable[[str], str] = str
+    """A tensor's name in files of any age -> its name today, as `pieces` gives it."""
+    modern_name: Callable[[str], str]
+    """The current name of a tensor that older files call otherwise."""
     write_extras: Callable[["Parts", Path], None]
     """Files beside weights and config that readers of this layout expect."""
 

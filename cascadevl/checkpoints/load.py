@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from cascadevl.checkpoints import weights
-from cascadevl.checkpoints.hf_layout import modern_name
 from cascadevl.checkpoints.layouts import EMBEDDED, Layout, layouts, locate, read_json, recognise
 from cascadevl.checkpoints.parts import Parts
 from cascadevl.core.errors import CheckpointError, ConfigError
@@ -38,7 +37,8 @@ def load_parts(
     folder = locate(model)
     raw = read_json(folder / "config.json")
     layout = layouts()[recognise(raw, folder)]
-    found = {modern_name(name): entry for name, entry in weights.entries(folder).items() if not name.endswith(IGNORED)}
+    stored = weights.entries(folder)
+    found = {layout.current_name(name): entry for name, entry in stored.items() if not name.endswith(IGNORED)}
     tokenizer = TextTokenizer.from_folder(folder)
     config = layout.read_config(raw, folder, _is_tied(raw, layout, found))
     with torch.device("meta"):
@@ -66,7 +66,7 @@ def load_parts(
 def resolve_dtype(
     wanted: Dtype, stored: set[torch.dtype], device: torch.device
 ) -> tuple[torch.dtype, tuple[str, ...]]:
-    """The type to compute in, and why if "auto" decided against the stored one."""
+    """The type to compute in, and why if "auto" decided against the stored one; "stored" never does."""
     if isinstance(wanted, torch.dtype):
         if not wanted.is_floating_point or wanted.itemsize < 2:
             raise ConfigError(f"dtype {wanted} cannot hold weights: use float32, bfloat16 or float16.")
@@ -74,8 +74,10 @@ def resolve_dtype(
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if wanted in named:
         return named[wanted], ()
+    if wanted == "stored":
+        return max(stored, key=lambda dtype: (dtype.itemsize, str(dtype))), ()
     if wanted != "auto":
-        raise ConfigError(f"Unknown dtype {wanted!r}: expected auto, {', '.join(named)}, or a torch dtype.")
+        raise ConfigError(f"Unknown dtype {wanted!r}: expected auto, stored, {', '.join(named)}, or a torch dtype.")
     half = stored & {torch.bfloat16, torch.float16}
     if not half or device.type != "cpu":
         return (min(half, key=str) if half and stored <= half else torch.float32), ()

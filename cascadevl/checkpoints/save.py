@@ -20,23 +20,31 @@ def save_parts(
 ) -> Path:
     """Write weights, config, tokenizer, template and preprocessing spec in the layout asked for."""
     target = Path(folder)
+    check_target(target, layout)
+    with atomic_folder(target) as work:
+        write_parts(parts, work, layouts()[layout], max_shard_bytes)
+    return target
+
+
+def check_target(target: Path, layout: str) -> None:
+    """Refuse, before any work, a layout that does not exist and a place that holds something else."""
     if layout not in layouts():
         raise ConfigError(f"Unknown layout {layout!r}: expected {' or '.join(layouts())}.")
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file()):
         raise ConfigError(f"{target} exists and is no model folder: choose another place.")
-    chosen = layouts()[layout]
-    with atomic_folder(target) as work:
-        write_shards(work, named_tensors(parts, chosen), max_shard_bytes)
-        write_json(work / "config.json", chosen.write_config(parts))
-        for name, text in parts.tokenizer.files.items():
-            write_text(work / name, text)
-        generation = {**parts.generation, "eos_token_id": list(parts.stop_ids)}
-        write_json(work / "generation_config.json", generation)
-        chosen.write_extras(parts, work)
-        parts.spec.save(work)
-        if parts.card is not None:
-            write_text(work / "README.md", parts.card)
-    return target
+
+
+def write_parts(parts: Parts, folder: Path, layout: Layout, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Fill an existing folder. Callers who want all or nothing use `save_parts`."""
+    write_shards(folder, named_tensors(parts, layout), max_shard_bytes)
+    write_json(folder / "config.json", layout.write_config(parts))
+    for name, text in parts.tokenizer.files.items():
+        write_text(folder / name, text)
+    write_json(folder / "generation_config.json", {**parts.generation, "eos_token_id": list(parts.stop_ids)})
+    layout.write_extras(parts, folder)
+    parts.spec.save(folder)
+    if parts.card is not None:
+        write_text(folder / "README.md", parts.card)
 
 
 def named_tensors(parts: Parts, layout: Layout) -> Iterator[tuple[str, Tensor]]:

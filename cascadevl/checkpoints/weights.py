@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cascadevl.core.errors import CheckpointError
-from cascadevl.core.files import write_json
+from cascadevl.core.files import as_usual, write_json
 
 DTYPES = {
     "F64": torch.float64,
@@ -137,6 +137,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_
         name = "model.safetensors"
         if len(shards) > 1:
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        as_usual(temporary)
         temporary.rename(folder / name)
         weight_map |= dict.fromkeys(names, name)
         total += num_bytes

@@ -29,7 +29,7 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.chmod(file.name, 0o666 & ~_umask())
+    as_usual(Path(file.name))
     os.replace(file.name, path)
 
 
@@ -47,7 +47,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        os.chmod(work, 0o777 & ~_umask())
+        as_usual(work)
         yield work
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
@@ -61,7 +61,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         raise
 
 
-def _umask() -> int:
+def as_usual(path: Path) -> None:
+    """Give a file or folder the permissions it would have had if simply created; temporary ones are private."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

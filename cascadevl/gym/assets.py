@@ -44,6 +44,11 @@ def font(face: str, em_px: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, em_px, layout_engine=ImageFont.Layout.BASIC)
 
 
+@lru_cache(maxsize=1 << 17)
+def advance_px(face: str, em_px: int, char: str) -> float:
+    return font(face, em_px).getlength(char)
+
+
 @lru_cache(maxsize=2048)
 def ink_rows_px(face: str, em_px: int) -> tuple[int, int]:
     """Top of "H" and bottom of "g", measured down from the drawing position."""
@@ -61,7 +66,8 @@ def heights_per_em(face: str) -> float:
 def pseudo_word(rng: random.Random, split: Split) -> str:
     """A pronounceable word that is not in the dictionary, so that a reader cannot guess it."""
     while True:
-        syllables = (rng.choice("bcdfghjklmnprstvwxz") + rng.choice("aeiouy") for _ in range(rng.randint(1, 4)))
+        num = rng.randint(1, 4)
+        syllables = [rng.choice("bcdfghjklmnprstvwxz") + rng.choice("aeiouy") for _ in range(num)]
         word = "".join(syllables) + rng.choice(("", rng.choice("bdfgklmnprstxz")))
         if held_out(word) == (split == "test") and word not in _dictionary():
             return word

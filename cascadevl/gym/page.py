@@ -78,17 +78,18 @@ class Page:
         return max(8, -int(-height * self.scale // assets.heights_per_em(face)))
 
     def text_width(self, text: str, face: str, height: float) -> float:
-        return assets.font(face, self.em_px(face, height)).getlength(text) / self.scale
+        em_px = self.em_px(face, height)
+        return sum(assets.advance_px(face, em_px, char) for char in text) / self.scale
 
     def text(
         self, left: float, top: float, text: str, *, face: str, height: float, colour: Colour | None = None,
         align: float = 0.0,
     ) -> tuple[int, int, int, int]:  # fmt: skip
-        """Prints one line and returns its box in pixels. `align` 0.5 takes `left` as the middle, 1.0 as the end."""
+        """Prints a line and returns its pixel box; `left` is its middle for align=0.5, its end for 1.0."""
         em_px = self.em_px(face, height)
         font = assets.font(face, em_px)
         above, below = assets.ink_rows_px(face, em_px)
-        advances = [font.getlength(char) for char in text]
+        advances = [assets.advance_px(face, em_px, char) for char in text]
         x, y = round(left * self.scale - align * sum(advances)), round(top * self.scale)
         self.draw.text((x, y - above), text, self.palette.ink if colour is None else colour, font)
         start = x
@@ -113,7 +114,7 @@ class Page:
         """The picture as a camera or a messenger would hand it on: some blurred, grainy or JPEG."""
         image = self.image
         if rng.random() < 0.12:
-            image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.5) * self.scale))
+            image = image.filter(ImageFilter.BoxBlur(rng.uniform(0.2, 0.6) * self.scale))
         if rng.random() < 0.15:
             grain = Image.frombytes("L", image.size, rng.randbytes(image.width * image.height))
             image = Image.blend(image, grain.convert("RGB"), rng.uniform(0.02, 0.1))
@@ -135,6 +136,20 @@ def palette(rng: random.Random, *, plain: bool = False) -> Palette:
     if kind < 0.85:
         return Palette(paper=_shade(rng, 205, 250), ink=_shade(rng, 15, 85), accent=accent)
     return Palette(paper=_shade(rng, 10, 80), ink=_shade(rng, 205, 255), accent=_shade(rng, 130, 200))
+
+
+def accents(rng: random.Random, paper: Colour) -> list[Colour]:
+    """Five colours for bars and lines, in random order, that stand out from the paper."""
+    colours = [
+        (214, 60, 50), (40, 110, 200), (40, 150, 80), (235, 150, 40), (130, 80, 170), (90, 100, 110),
+        (20, 160, 170), (250, 200, 60), (240, 130, 170),
+    ]  # fmt: skip
+    rng.shuffle(colours)
+    # Stable: colours that are equally far away keep their random order.
+    far = [
+        sum(abs(one - other) for one, other in zip(colour, paper, strict=True)) > 210 for colour in colours
+    ]
+    return [colour for _, colour in sorted(zip(far, colours, strict=True), key=lambda pair: not pair[0])][:5]
 
 
 def _shade(rng: random.Random, low: int, high: int) -> Colour:

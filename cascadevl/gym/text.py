@@ -2,8 +2,9 @@
 
 import random
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from cascadevl.core.errors import ConfigError
 from cascadevl.gym import assets
@@ -14,18 +15,23 @@ from cascadevl.gym.page import GRIDS, MAX_TILES, Page, palette
 LINE = Phrasings(
     trained=(
         "Read the text.", "What does it say?", "What is written here?", "What text is shown?",
-        "Transcribe the text.", "Read this.", "What does the image say?", "Please read the text in the image.",
-        "What is the text?", "Write down the text you see.",
+        "Transcribe the text.", "Read this.", "What does the image say?", "What is the text?",
+        "Please read the text in the image.", "Write down the text you see.",
     ),
-    held_out=("Which words are printed in this picture?", "Tell me what is written.", "Copy the text exactly."),
+    held_out=("Which words does the picture show?", "Tell me what is written.", "Copy the text exactly."),
 )  # fmt: skip
 PARAGRAPH = Phrasings(
     trained=(
-        "Read the text.", "Read all lines.", "Transcribe the page.", "What is written here?", "What does it say?",
-        "Read the paragraph.", "Transcribe all the text.", "Please read the text in the image.",
-        "Write down every line.", "What text is shown?",
+        "Read the text.", "Read all lines.", "Transcribe the page.", "What is written here?",
+        "What does it say?", "Read the paragraph.", "Transcribe all the text.", "What text is shown?",
+        "Please read the text in the image.", "Write down every line.",
     ),
-    held_out=("Tell me everything that is written.", "Copy the whole text, line by line.", "Give me the full text."),
+    held_out=("Tell me everything that is written.", "Copy the text line by line.", "Give me the full text."),
+)  # fmt: skip
+
+MONTHS = (
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
 
 MIN_HEIGHT, MAX_HEIGHT = 14.0, 40.0
@@ -41,15 +47,15 @@ class Line(Family):
     difficulty: Literal["easy", "full"] = "full"
     """"easy": one or two words or an amount, two tiles, nearly black on nearly white."""
 
-    name = "line"
-    phrasings = {"read": LINE}
+    name: ClassVar[str] = "line"
+    phrasings: ClassVar[Mapping[str, Phrasings]] = {"read": LINE}
 
     def __post_init__(self) -> None:
         _check_tiles(self.max_tiles)
 
     def drawn(self, rng: random.Random) -> Drawn:
         easy = self.difficulty == "easy"
-        text = _easy_text(rng, self.split) if easy else _line_text(rng, self.split)
+        text = _easy_text(rng, self.split) if easy else line_text(rng, self.split)
         face = rng.choice(assets.faces(self.split))
         colours = palette(rng, plain=easy)
         grids = _grids(min(self.max_tiles, 2) if easy else self.max_tiles)
@@ -75,8 +81,8 @@ class Paragraph(Family):
     max_tiles: int = MAX_TILES
     """Pictures are shaped to be cut into at most so many tiles."""
 
-    name = "paragraph"
-    phrasings = {"read": PARAGRAPH}
+    name: ClassVar[str] = "paragraph"
+    phrasings: ClassVar[Mapping[str, Phrasings]] = {"read": PARAGRAPH}
 
     def __post_init__(self) -> None:
         _check_tiles(self.max_tiles)
@@ -86,14 +92,15 @@ class Paragraph(Family):
         colours = palette(rng)
         shapes = [(2, 2), (3, 2), (2, 1), (3, 1), (2, 3), (1, 2), (1, 1)]
         grids = [grid for grid in shapes if grid[0] * grid[1] <= self.max_tiles]
-        lines: list[str] = []
-        while len(lines) < 2:
+        while True:
             page = Page.blank(rng, rng.choice(grids), colours, plain=rng.random() < 0.6)
             margin = rng.uniform(4, 16)
             height = rng.triangular(MIN_HEIGHT, 28, 17)
             step = height * rng.uniform(1.15, 1.7)
             num_lines = min(rng.randint(2, 5), int((page.height - 2 * margin - height) / step) + 1)
             lines = self._lines(rng, page, face, height, page.width - 2 * margin, num_lines)
+            if len(lines) > 1:
+                break
         align = rng.choice((0.0, 0.0, 0.0, 0.5))
         left = margin if align == 0.0 else page.width / 2
         spare = page.height - 2 * margin - height - (len(lines) - 1) * step
@@ -109,7 +116,7 @@ class Paragraph(Family):
     ) -> list[str]:
         """Running text broken where the next word would not fit, or lines that each stand alone."""
         if rng.random() < 0.3:
-            wanted = (_line_text(rng, self.split) for _ in range(num_lines))
+            wanted = (line_text(rng, self.split) for _ in range(num_lines))
             return [line for line in wanted if page.text_width(line, face, height) <= width]
         lines, left = [""], rng.randint(2 * num_lines, 5 * num_lines)
         style = rng.choice((str.lower, str.lower, str.upper, str.title))
@@ -137,10 +144,10 @@ def amount(rng: random.Random) -> str:
 
 def date(rng: random.Random) -> str:
     day, month, year = rng.randint(1, 28), rng.randint(1, 12), rng.randint(1990, 2035)
-    named = ("January February March April May June July August September October November December").split()
+    named = MONTHS[month - 1]
     return rng.choice((
         f"{year}-{month:02}-{day:02}", f"{day:02}/{month:02}/{year}", f"{day:02}.{month:02}.{year}",
-        f"{day} {named[month - 1]} {year}", f"{named[month - 1][:3]} {day}, {year}", f"{month}/{day}/{year % 100:02}",
+        f"{day} {named} {year}", f"{named[:3]} {day}, {year}", f"{month}/{day}/{year % 100:02}",
     ))  # fmt: skip
 
 
@@ -148,19 +155,19 @@ def code(rng: random.Random) -> str:
     """Order numbers and the like: NV-20391, A4827, 88-1204; without I and O, as real ones are."""
     letters = "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZ", k=rng.randint(1, 3)))
     digits = "".join(rng.choices(string.digits, k=rng.randint(3, 6)))
-    return rng.choice((f"{letters}-{digits}", f"{letters}{digits}", f"#{digits}", f"{digits[:2]}-{digits}", digits))
+    both = f"{letters}-{digits}", f"{letters}{digits}"
+    return rng.choice((*both, f"#{digits}", f"{digits[:2]}-{digits}", digits))
 
 
 def _time(rng: random.Random) -> str:
     hour, minute = rng.randint(0, 23), rng.randint(0, 59)
-    return rng.choice((f"{hour:02}:{minute:02}", f"{hour % 12 + 1}:{minute:02} {rng.choice(('am', 'pm', 'AM', 'PM'))}"))
+    half = rng.choice(("am", "pm", "AM", "PM"))
+    return rng.choice((f"{hour:02}:{minute:02}", f"{hour % 12 + 1}:{minute:02} {half}"))
 
 
 def _phone(rng: random.Random) -> str:
-    digits = "".join(rng.choices(string.digits, k=10))
-    return rng.choice((
-        f"{digits[:3]}-{digits[3:7]}", f"({digits[:3]}) {digits[3:6]}-{digits[6:]}", f"+{digits[:2]} {digits[2:5]} {digits[5:]}",
-    ))  # fmt: skip
+    area, first, last = ("".join(rng.choices(string.digits, k=num)) for num in (3, 3, 4))
+    return rng.choice((f"{first}-{last}", f"({area}) {first}-{last}", f"+{area} {first} {last}"))
 
 
 def _random_characters(rng: random.Random) -> str:
@@ -187,7 +194,7 @@ def _easy_text(rng: random.Random, split: Split) -> str:
     return _some_words(rng, split, rng.choice((1, 1, 1, 2)))
 
 
-def _line_text(rng: random.Random, split: Split) -> str:
+def line_text(rng: random.Random, split: Split) -> str:
     """What a line may say; the weights are per cent."""
     kinds = {
         "words": 42, "marked": 8, "amount": 10, "labelled": 5, "date": 6, "time": 3, "code": 6, "phone": 3,
@@ -221,7 +228,10 @@ def _line_text(rng: random.Random, split: Split) -> str:
 
 def _grids(max_tiles: int) -> tuple[list[tuple[int, int]], list[int]]:
     """Shapes and how often they are drawn: the wide and the square ones that people make most."""
-    weights = {(2, 1): 24, (3, 1): 16, (4, 1): 16, (2, 2): 14, (3, 2): 12, (5, 1): 6, (6, 1): 6, (1, 1): 8, (1, 2): 3, (2, 3): 3}  # fmt: skip
+    weights = {
+        (2, 1): 24, (3, 1): 16, (4, 1): 16, (5, 1): 6, (6, 1): 6,
+        (2, 2): 14, (3, 2): 12, (2, 3): 3, (1, 1): 8, (1, 2): 3,
+    }  # fmt: skip
     allowed = [grid for grid in GRIDS if grid in weights and grid[0] * grid[1] <= max_tiles]
     return allowed, [weights[grid] for grid in allowed]
 

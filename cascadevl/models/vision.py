@@ -50,17 +50,20 @@ class Embeddings(nn.Module):
     def embed_uint8(self, tiles_SCYX: Tensor) -> Tensor:
         """Patches of raw tiles, with (x/255 - mean)/std folded into the weights.
 
-        Only fp32 keeps enough digits for that; other types normalise first, in fp32.
+        The nearest whole number to 255·mean is taken off first, which is exact; what is left to fold
+        is small, so that fp32 loses nothing by it. Shorter types normalise in fp32 instead.
         """
         weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
         assert bias is not None
-        mean = torch.tensor(self.config.pixel_mean, device=weight.device, dtype=torch.float64).view(3, 1, 1)
-        std = torch.tensor(self.config.pixel_std, device=weight.device, dtype=torch.float64).view(3, 1, 1)
+        mean = torch.tensor(self.config.pixel_mean, dtype=torch.float64, device=weight.device).view(3, 1, 1)
+        std = torch.tensor(self.config.pixel_std, dtype=torch.float64, device=weight.device).view(3, 1, 1)
         if weight.dtype != torch.float32:
             return self.embed((tiles_SCYX.float() / 255 - mean.float()) / std.float())
+        centre = (255 * mean).round()
         folded = weight / (255 * std).float()
-        shift = (weight * (mean / std).float()).sum(dim=(1, 2, 3))
-        return F.linear(self._patches(tiles_SCYX).float(), folded.flatten(1), bias - shift)
+        shift = (folded * (centre - 255 * mean).float()).sum(dim=(1, 2, 3))
+        patches = self._patches(tiles_SCYX).float().sub_(centre.float().expand_as(weight[0]).flatten())
+        return F.linear(patches, folded.flatten(1), bias + shift)
 
     def _patches(self, tiles_SCYX: Tensor) -> Tensor:
         """(S, P-1, C·patch·patch): one row per patch, rows of patches first."""

@@ -36,10 +36,11 @@ def scores_to_output(layer: Layer, q_RNTH: Tensor, k_RKTH: Tensor, v_RKTH: Tenso
         k_RKTH = k_RKTH.repeat_interleave(groups, dim=1)
         v_RKTH = v_RKTH.repeat_interleave(groups, dim=1)
     queries, keys = q_RNTH.shape[2], k_RKTH.shape[2]
-    if layer.window is None and layer.sinks_N is None and (queries == 1 or queries == keys):
-        return F.scaled_dot_product_attention(
-            q_RNTH, k_RKTH, v_RKTH, is_causal=queries > 1, scale=layer.scale
-        )
+    plain = layer.window is None and layer.sinks_N is None
+    if plain and queries == 1:
+        return F.scaled_dot_product_attention(q_RNTH, k_RKTH, v_RKTH, scale=layer.scale)
+    if plain and queries == keys:
+        return F.scaled_dot_product_attention(q_RNTH, k_RKTH, v_RKTH, is_causal=True, scale=layer.scale)
     visible = causal_mask(queries, keys, layer.window, q_RNTH.device)
     if layer.sinks_N is None:
         return F.scaled_dot_product_attention(q_RNTH, k_RKTH, v_RKTH, attn_mask=visible, scale=layer.scale)

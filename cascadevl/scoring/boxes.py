@@ -21,7 +21,11 @@ def grounded(answer: str, reference: Box, width_px: int, height_px: int, *, thre
 
 
 def grounding_accuracy(
-    answers: Sequence[str], references: Sequence[Box], sizes_px: Sequence[tuple[int, int]], *, threshold: float = 0.5
+    answers: Sequence[str],
+    references: Sequence[Box],
+    sizes_px: Sequence[tuple[int, int]],
+    *,
+    threshold: float = 0.5,
 ) -> float:
     """Share of answers that are `grounded`; sizes are (width, height) of the original pictures."""
     assert answers, "no answers to score"

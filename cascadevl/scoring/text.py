@@ -33,9 +33,9 @@ def edit_distance(first: Sequence[object], second: Sequence[object]) -> int:
 
 
 def anls(answer: str, references: str | Iterable[str], *, threshold: float = 0.5) -> float:
-    """Average Normalised Levenshtein Similarity of one answer (ST-VQA, https://arxiv.org/abs/1907.00490, eq. 1).
+    """Average Normalised Levenshtein Similarity of one answer (ST-VQA, https://arxiv.org/abs/1907.00490).
 
-    1 - distance / longer length against the best reference, and 0 once that distance reaches
+    Equation 1: 1 - distance / longer length against the best reference, and 0 once that distance reaches
     the threshold. Case does not count, as in the benchmark's own evaluation.
     """
     given = normalise(answer, fold_case=True)

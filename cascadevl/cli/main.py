@@ -1,0 +1,85 @@
+"""The table of verbs, and what a user sees when something goes wrong.
+
+Nothing heavy is imported here: help, a wrong verb and the version are answered from the table alone,
+and a verb's own file is imported when it is called.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from types import ModuleType
+
+import cascadevl
+from cascadevl.core.errors import UserError
+
+VERBS = {
+    "ask": ("cascadevl.cli.ask", "Ask a model about pictures; without any words, chat with it."),
+    "convert": (
+        "cascadevl.cli.convert",
+        "Rewrite a checkpoint in another official layout, and prove it equal.",
+    ),
+    "data": ("cascadevl.cli.data", "See what a picture and a question become: show one, diff two models."),
+    "doctor": ("cascadevl.cli.doctor", "What this machine has, what is missing, and what that would unlock."),
+    "train": ("cascadevl.cli.train", "Run a training recipe."),
+}
+"""Verb -> (its file, one line of help). The file has `main(arguments: list[str]) -> int`."""
+
+DONE, OURS, THEIRS, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 the user's mistake, 1 ours."""
+    verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if verb in ("-h", "--help"):
+        return _say(usage())
+    if verb in ("-V", "--version"):
+        return _say(f"cascadevl {cascadevl.__version__}")
+    try:
+        code = _room(verb).main(rest)
+        sys.stdout.flush()
+        return code
+    except UserError as mistake:
+        if os.environ.get("CASCADEVL_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"error: {mistake}", file=sys.stderr)
+        return THEIRS
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more on its way out: let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception:
+        traceback.print_exc()
+        print(
+            f"error: this is our mistake, not yours (cascadevl {cascadevl.__version__}, verb {verb!r}). "
+            "Please report the lines above.",
+            file=sys.stderr,
+        )
+        return OURS
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    rows = "\n".join(f"  {verb:<{width}}  {line}" for verb, (_, line) in VERBS.items())
+    return (
+        "usage: cascadevl VERB …\n\n"
+        f"{rows}\n\n"
+        "`cascadevl VERB --help` tells the rest; `cascadevl --version` the version.\n"
+        'Try: cascadevl ask receipt.png "What is the total?"'
+    )
+
+
+def _room(verb: str) -> ModuleType:
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"Expected one of {', '.join(VERBS)}."
+        raise UserError(f"Unknown verb {verb!r}. {hint} `cascadevl --help` explains them.")
+    return importlib.import_module(VERBS[verb][0])
+
+
+def _say(text: str) -> int:
+    print(text)
+    return DONE

@@ -1,0 +1,73 @@
+"""Locating a shape or a printed word; the answer is a box."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cascadevl.core.boxes import Box, format_boxes
+from cascadevl.core.task import Sample
+from cascadevl.gym import assets, scene
+from cascadevl.gym.family import Drawn, Family, Phrasings
+from cascadevl.gym.page import Page, palette
+from cascadevl.scoring.boxes import grounded
+
+LOCATE = Phrasings(
+    trained=(
+        "Locate the {thing}.", "Where is the {thing}?", "Find the {thing}.", "Give the box of the {thing}.",
+        "Draw a box around the {thing}.", "Point out the {thing}.", "Show me the {thing}.",
+        "What is the bounding box of the {thing}?",
+    ),
+    held_out=("Detect the {thing}.", "Give me the {thing}'s position."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Locate(Family):
+    """Where a shape or a printed word is, as a box in the official form."""
+
+    name: ClassVar[str] = "locate"
+    phrasings: ClassVar[Mapping[str, Phrasings]] = {"locate": LOCATE}
+
+    def drawn(self, rng: random.Random) -> Drawn:
+        return self._shape(rng) if rng.random() < 0.5 else self._word(rng)
+
+    def _shape(self, rng: random.Random) -> Drawn:
+        page = scene.blank_page(rng)
+        things = scene.scatter(rng, page, scene.mixed(rng, self.split, rng.randint(1, 5)))
+        boxes = [scene.paint(rng, page, thing) for thing in things]
+        called = [thing.called(rng, [other for other in things if other is not thing]) for thing in things]
+        at = rng.randrange(len(things))
+        facts = {"font": "", "box": boxes[at], "pairs": scene.pairs_of(things)}
+        answer = format_boxes([boxes[at]], *page.image.size)
+        return Drawn(
+            image=page.worn(rng), kind="locate", answer=answer, blanks={"thing": called[at]}, facts=facts
+        )
+
+    def _word(self, rng: random.Random) -> Drawn:
+        face = rng.choice(assets.faces(self.split))
+        page = Page.blank(rng, rng.choice(scene.GRIDS), palette(rng), plain=rng.random() < 0.7)
+        height = rng.triangular(14, 32, 18)
+        style = rng.choice((str.upper, str.lower, str.capitalize))
+        found: dict[str, Box] = {}
+        top = rng.uniform(3, 20)
+        while top + height + 2 < page.height:
+            word = style(rng.choice(assets.words(self.split)))
+            spare = page.width - 6 - page.text_width(word, face, height)
+            if spare > 0 and word not in found:
+                left, upper, right, lower = page.text(
+                    3 + spare * rng.random(), top, word, face=face, height=height
+                )
+                found[word] = Box(left, upper, right, lower)
+                top += height * rng.uniform(1.3, 3.5)
+            height = max(14.0, height * 0.97)
+        word = rng.choice(list(found))
+        return Drawn(
+            image=page.worn(rng), kind="locate", answer=format_boxes([found[word]], *page.image.size),
+            blanks={"thing": f"word {word}"}, glyphs=page.glyphs,
+            facts={"font": face, "box": found[word], "words": tuple(found)},
+        )  # fmt: skip
+
+    def score(self, sample: Sample, answer: str) -> float:
+        """1.0 where the first box covers the thing with an intersection over union of at least 0.5."""
+        return float(grounded(answer, sample.facts["box"], *sample.image.size))

@@ -1,0 +1,24 @@
+import json
+
+import pytest
+
+
+@pytest.mark.parametrize("layout", ["chat", "hf"])
+def test_convert_writes_a_folder_that_answers_the_same(layout, command, tiny, picture, tmp_path):
+    ran = command("convert", tiny(), "converted", "--layout", layout)
+    assert ran.code == 0, ran.err
+    assert f"layout {layout}" in ran.out
+    assert json.loads((tmp_path / "converted" / "parity.json").read_text())
+    words = ("--max-new-tokens", "5", "--json", picture, "What?")
+    before = json.loads(command("ask", "--model", tiny(), *words).out)
+    after = json.loads(command("ask", "--model", "converted", *words).out)
+    for fact in ("text", "spec_hash", "prompt_tokens", "grids"):
+        assert after[fact] == before[fact]
+
+
+def test_mistakes_exit_with_2_and_write_nothing(command, tmp_path):
+    for words in (("nona", "out", "--layout", "hf"), ("nona", "out", "--layout", "gguf"), ("nona", "out")):
+        ran = command("convert", *words, torch=False)
+        assert ran.code == 2, ran.err
+        assert "Traceback" not in ran.err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,101 @@
+"""OpenAI-style messages come in here; what is wrong is refused by number and name."""
+
+from typing import Any
+
+import pytest
+
+from cascadevl.core.errors import MessageError
+from cascadevl.core.messages import Conversation, Image, Text, Turn
+
+
+def test_dictionaries_become_turns_and_parts_in_order() -> None:
+    conversation = Conversation.parse(
+        [
+            {"role": "system", "content": "Be brief."},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": "a.png", "max_tiles": 3},
+                    {"type": "text", "text": "What?"},
+                    {"type": "image_url", "image_url": {"url": "b.png", "detail": "low"}},
+                    {"type": "image_url", "image_url": "c.png"},
+                ],
+            },
+            {"role": "assistant", "content": "A cat."},
+        ]
+    )
+    assert conversation == Conversation(
+        (
+            Turn("system", (Text("Be brief."),)),
+            Turn("user", (Image("a.png", 3), Text("What?"), Image("b.png", 6), Image("c.png"))),
+            Turn("assistant", (Text("A cat."),)),
+        )
+    )
+    assert conversation.images == (Image("a.png", 3), Image("b.png", 6), Image("c.png"))
+    assert conversation.ends_with_answer
+
+
+def test_a_text_alone_is_a_question() -> None:
+    assert Conversation.parse("What?") == Conversation.ask("What?") == Conversation((Turn("user", (Text("What?"),)),))
+
+
+def test_pictures_are_put_before_the_first_question() -> None:
+    conversation = Conversation.parse([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}])
+    assert conversation.with_images(["a", "b"]).turns[1].parts == (Image("a"), Image("b"), Text("q"))
+    assert conversation.with_images([]) is conversation
+
+
+BAD: list[tuple[Any, str]] = [
+    ([], "empty"),
+    ({"role": "user", "content": "x"}, "Expected a list of messages, got dict"),
+    (3, "Expected a list of messages, got int"),
+    ([3], "Message 0: expected a dictionary, got int"),
+    ([{"role": "usr", "content": "x"}], "Unknown role 'usr'.*system, user, assistant.*Did you mean 'user'"),
+    ([{"role": None, "content": "x"}], "Unknown role None"),
+    ([{"role": "user"}], "Message 0: expected the fields 'role' and 'content', got"),
+    ([{"role": "user", "content": "x", "contents": 1}], "unknown field 'contents'.*Did you mean 'content'"),
+    ([{"role": "user", "content": None}], "Message 0: 'content' must be a text or a list of parts, got NoneType"),
+    ([{"role": "user", "content": {"type": "text"}}], "must be a text or a list of parts, got dict"),
+    ([{"role": "user", "content": ["x"]}], "a part must be a dictionary with a 'type'"),
+    ([{"role": "user", "content": [{"text": "x"}]}], "a part must be a dictionary with a 'type'"),
+    (
+        [{"role": "user", "content": [{"type": "img", "image": 1}]}],
+        "unknown part type 'img'.*text, image, image_url, video.*Did you mean 'image'",
+    ),
+    ([{"role": "user", "content": [{"type": "image"}]}], "a part of type 'image' needs the field 'image'"),
+    ([{"role": "user", "content": [{"type": ["image"]}]}], "unknown part type"),
+    ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "'text' must be a string, got int"),
+    ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "needs the field 'url'"),
+    (
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": "huge"}}]}],
+        "detail 'huge' is not one of auto, low, medium, high",
+    ),
+    (
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": ["low"]}}]}],
+        "detail .* is not one of",
+    ),
+    *(
+        ([{"role": "user", "content": [{"type": "image", "image": "a", "max_tiles": n}]}], "'max_tiles' must be a pos")
+        for n in (0, -1, 1.5, "3", True)
+    ),
+    ([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}], "Message 1 has the role 'system'"),
+    ([{"role": "user", "content": " \n"}], "Message 0 is empty: ask a question or attach a picture"),
+    ([{"role": "user", "content": []}], "Message 0 is empty"),
+]
+
+
+@pytest.mark.parametrize(("messages", "message"), BAD)
+def test_what_cannot_be_meant_is_refused_with_what_was_expected(messages: Any, message: str) -> None:
+    with pytest.raises(MessageError, match=message):
+        Conversation.parse(messages)
+
+
+@pytest.mark.parametrize("question", ["", "  \n", None, 3])
+def test_an_empty_question_is_refused(question: Any) -> None:
+    with pytest.raises(MessageError, match="question is empty"):
+        Conversation.ask(question, ["a.png"])
+
+
+def test_pictures_without_a_question_to_attach_them_to_are_refused() -> None:
+    with pytest.raises(MessageError, match="no user message"):
+        Conversation.parse([{"role": "assistant", "content": "Hello."}]).with_images(["a.png"])
