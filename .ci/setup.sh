@@ -23,7 +23,8 @@ prepare() {
     rm -f "$stamp"
     install_torch
     say "installing cascadevl${extras:+ with $extras}"
-    pip install -qq --constraint "$ROOT/constraints.txt" --editable "$ROOT${extras:+[${extras// /,}]}"
+    pip install -qq --constraint "$ROOT/constraints.txt" --editable "$ROOT${extras:+[${extras// /,}]}" ||
+        fail "pip could not install what pyproject.toml asks for."
     printf '%s %s\n' "$hash" "$extras" > "$stamp"
 }
 

@@ -38,7 +38,7 @@ def page() -> bytes:
     rows, columns = np.mgrid[0 : SIZE[1], 0 : SIZE[0]]
     light = np.stack([columns * 255 / SIZE[0], rows * 255 / SIZE[1], 128 + 0 * rows], axis=-1)
     texture = 60 * np.sin(columns / 30 + 4 * np.sin(rows / 90)) * np.cos(rows / 23)
-    noisy = light + texture[..., None] + generator.normal(0, 6, light.shape)
+    noisy = light + texture[..., None] + generator.normal(0, 4, light.shape)
     image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for number in range(40):
@@ -123,9 +123,7 @@ def disagreements(data: bytes) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--peak-of", choices=CONTENDERS, help=argparse.SUPPRESS)

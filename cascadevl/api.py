@@ -126,4 +126,6 @@ class Bundle:
 
 def _listed(images: Any) -> list[Any]:
     """A single picture is taken as a list of one."""
-    return [images] if isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Iterable) else list(images)
+    return (
+        [images] if isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Iterable) else list(images)
+    )

@@ -44,7 +44,9 @@ def _read_config(raw: dict[str, Any], folder: Path, tied: bool) -> InternVLConfi
             image_token_id=TextTokenizer.from_folder(folder).id("<IMG_CONTEXT>"),
         )
     except KeyError as error:
-        raise CheckpointError(f"{folder / 'config.json'} lacks {error}: it is no complete internvl_chat config.") from error
+        raise CheckpointError(
+            f"{folder / 'config.json'} lacks {error}: it is no complete internvl_chat config."
+        ) from error
 
 
 def _pixels(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -114,9 +116,7 @@ def _derive_spec(raw: dict[str, Any], folder: Path) -> Spec:
         thumbnail=raw.get("use_thumbnail", True),
         mean=mean,
         std=std,
-        visual_tokens_per_tile=visual_tokens_per_tile(
-            tile_px, vision["patch_size"], raw.get("downsample_ratio", 0.5)
-        ),
+        visual_tokens_per_tile=visual_tokens_per_tile(tile_px, vision["patch_size"], raw.get("downsample_ratio", 0.5)),
         template=template,
         system=raw.get("system_message"),
     )

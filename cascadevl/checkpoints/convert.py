@@ -76,7 +76,9 @@ def _compare(parts: Parts, folder: Path) -> dict[str, Any]:
     }
     failed = [name for name, good in checks.items() if not good]
     if failed:
-        raise CheckpointError(f"The converted folder differs from its source ({', '.join(failed)}): nothing was written.")
+        raise CheckpointError(
+            f"The converted folder differs from its source ({', '.join(failed)}): nothing was written."
+        )
     if logits is None:
         return {**checks, "logits": f"not compared: two copies in fp32 need {2 * needed / 1e9:.0f} GB"}
     again = written.model.float()(after.token_ids, after.tiles)

@@ -26,9 +26,7 @@ IGNORED = ("rotary_emb.inv_freq", "position_ids")
 Dtype = torch.dtype | str
 
 
-def load_parts(
-    model: str | os.PathLike[str], *, dtype: Dtype = "auto", device: str | torch.device = "auto"
-) -> Parts:
+def load_parts(model: str | os.PathLike[str], *, dtype: Dtype = "auto", device: str | torch.device = "auto") -> Parts:
     """Find, check and load a model.
 
     Peak memory stays close to the weights: the modules are made without memory and each tensor is
@@ -63,9 +61,7 @@ def load_parts(
     )
 
 
-def resolve_dtype(
-    wanted: Dtype, stored: set[torch.dtype], device: torch.device
-) -> tuple[torch.dtype, tuple[str, ...]]:
+def resolve_dtype(wanted: Dtype, stored: set[torch.dtype], device: torch.device) -> tuple[torch.dtype, tuple[str, ...]]:
     """The type to compute in, and why if "auto" decided against the stored one; "stored" never does."""
     if isinstance(wanted, torch.dtype):
         if not wanted.is_floating_point or wanted.itemsize < 2:
@@ -176,7 +172,9 @@ def _check_agreement(network: InternVL, spec: Spec, tokenizer: TextTokenizer, fo
     ]
     for what, value, expected in facts:
         if value() != expected:
-            raise CheckpointError(f"{folder} contradicts itself: {what} is {value()} in one file and {expected} in another.")
+            raise CheckpointError(
+                f"{folder} contradicts itself: {what} is {value()} in one file and {expected} in another."
+            )
     if len(tokenizer) > config.decoder.vocab_size:
         raise CheckpointError(
             f"The tokenizer in {folder} has {len(tokenizer)} entries, the embeddings only {config.decoder.vocab_size}."

@@ -39,7 +39,9 @@ def load_training(
         raise CheckpointError(f"{folder} holds no training state: expected {STATE}.")
     tensors = load_file(folder / MODULES)
     for key, module in modules.items():
-        module.load_state_dict({name.removeprefix(f"{key}/"): t for name, t in tensors.items() if name.startswith(f"{key}/")})
+        module.load_state_dict(
+            {name.removeprefix(f"{key}/"): t for name, t in tensors.items() if name.startswith(f"{key}/")}
+        )
     if optimizer is not None:
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in load_file(folder / MOMENTS).items():

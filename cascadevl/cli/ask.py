@@ -3,6 +3,7 @@
 Every check that needs no weights is made before torch is imported, so a mistake is answered at once.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -52,9 +53,7 @@ class Ask:
 
     def __post_init__(self) -> None:
         if self.batch and (self.words or self.json or self.overlay):
-            raise ConfigError(
-                "--batch takes its questions from a file: no words, --json or --overlay beside it."
-            )
+            raise ConfigError("--batch takes its questions from a file: no words, --json or --overlay beside it.")
         if self.max_tiles is not None and self.max_tiles < 1:
             raise ConfigError(f"--max-tiles must be at least 1, got {self.max_tiles}.")
         if self.overlay and len(self.words) < 2:
@@ -89,9 +88,7 @@ def read_words(words: Sequence[str]) -> Conversation:
     """All words but the last are pictures, opened here: each is decoded once, and before torch loads."""
     *paths, question = words
     if os.path.isfile(question):
-        raise MessageError(
-            f"The last word, {question!r}, is a file: expected the question after the pictures."
-        )
+        raise MessageError(f"The last word, {question!r}, is a file: expected the question after the pictures.")
     if not question.strip():
         return Conversation.ask(question)
     return Conversation.ask(question, [_picture(path) for path in paths])
@@ -149,6 +146,7 @@ def report(
         "spec_hash": answer.spec_hash,
         "boxes": [dataclasses.asdict(box) for box in boxes],
         "timings": {name: round(value, 4) for name, value in seconds.items()},
+        "notes": list(bundle.parts.notes),
     }
     if answer.logprobs is not None:
         facts["logprobs"] = [
@@ -165,9 +163,10 @@ def chat(bundle: "Bundle", ask: Ask, load_s: float = 0.0) -> int:
     """Questions from the terminal or a pipe until they end. A mistake is told, and the chat goes on."""
     prompt = "› " if sys.stdin.isatty() else ""
     if prompt:
-        import readline  # noqa: F401  (line editing and history)
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (line editing and history, where there is one)
 
-        _note(f"{bundle.name}: {CHAT_HELP}")
+        _note("; ".join([bundle.name, *bundle.parts.notes, CHAT_HELP]))
     turns: tuple[Turn, ...] = ()
     pictures: list[Image] = []
     while True:

@@ -91,9 +91,7 @@ def answer_file(source: Path, target: Path, defaults: Defaults) -> int:
 def read_rows(source: Path) -> list[Row]:
     """Raises MessageError, naming the line, for whatever would leave a row without its own answer."""
     if not source.is_file():
-        raise MessageError(
-            f"No such batch file: {str(source)!r}. Expected JSON lines in OpenAI's batch form."
-        )
+        raise MessageError(f"No such batch file: {str(source)!r}. Expected JSON lines in OpenAI's batch form.")
     rows: dict[str, Row] = {}
     offset_bytes = 0
     with source.open("rb") as file:
@@ -176,9 +174,7 @@ def answer_rows(
     return counts
 
 
-def answer_row(
-    bundle: "Bundle", row: dict[str, Any], id: str, defaults: Defaults
-) -> tuple[int, dict[str, Any]]:
+def answer_row(bundle: "Bundle", row: dict[str, Any], id: str, defaults: Defaults) -> tuple[int, dict[str, Any]]:
     """(status, body): a chat.completion, or {"error": …}."""
     try:
         conversation, sampling = read_body(row, defaults)

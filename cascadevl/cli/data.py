@@ -102,9 +102,7 @@ def diff(order: Diff, conversation: Conversation) -> int:
         table.add_row("pixels", Text(f"at most {pixels['max']}/255 apart, {pixels['differing']:.2%} differ"))
     table.add_section()
     for ours, theirs in side_by_side(a.tokens, b.tokens):
-        table.add_row(
-            "prompt", Text(ours.rstrip()), Text(theirs.rstrip()), style="dim" if ours == theirs else None
-        )
+        table.add_row("prompt", Text(ours.rstrip()), Text(theirs.rstrip()), style="dim" if ours == theirs else None)
     Console().print(table)
     return 0
 

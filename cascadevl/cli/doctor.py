@@ -63,9 +63,7 @@ def cpu() -> dict[str, Any]:
     flags = cpu_flags()
     usable = getattr(os, "sched_getaffinity", None)
     return {
-        "model": _first_match(r"model name\s*: (.*)", "/proc/cpuinfo")
-        or platform.processor()
-        or platform.machine(),
+        "model": _first_match(r"model name\s*: (.*)", "/proc/cpuinfo") or platform.processor() or platform.machine(),
         "cores": len(usable(0)) if usable else os.cpu_count(),
         "features": [flag for flag in FAST_FLAGS if flag in flags],
     }

@@ -36,15 +36,15 @@ def format_boxes(boxes: list[Box], width_px: int, height_px: int) -> str:
     return f"<box>[{inner}]</box>"
 
 
-_BOX = re.compile(r"(?:<ref>(?P<label>.*?)</ref>\s*)?<box>\s*\[?(?P<inner>.*?)\]?\s*</box>", re.DOTALL)
-_NUMBERS = re.compile(r"\[\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*\]?")
+_BOX = re.compile(r"(?:<ref>(?P<label>.{0,400}?)</ref>\s*)?<box>(?P<inner>[^<]*)</box>", re.DOTALL)
+_NUMBERS = re.compile(r"\[\s*(-?\d{1,9})\s*,\s*(-?\d{1,9})\s*,\s*(-?\d{1,9})\s*,\s*(-?\d{1,9})\s*\]?")
 
 
 def parse_boxes(text: str, width_px: int, height_px: int) -> list[Box]:
     """Every box of an answer, in pixels, clipped to the picture; text without boxes gives []."""
     found = []
     for match in _BOX.finditer(text):
-        for numbers in _NUMBERS.findall(f"[{match['inner'].lstrip('[')}"):
+        for numbers in _NUMBERS.findall("[" + match["inner"].lstrip("[ \n")):
             x1, y1, x2, y2 = (min(max(int(number), 0), SCALE) / SCALE for number in numbers)
             left, right = sorted((x1 * width_px, x2 * width_px))
             top, bottom = sorted((y1 * height_px, y2 * height_px))

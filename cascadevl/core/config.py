@@ -21,7 +21,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
     """Build `cls` from `data`.
 
     Raises ConfigError for a key that `cls` does not have (naming the nearest one that it
-    has), for a missing required key, and for whatever `cls.__post_init__` refuses.
+    has), for a missing required key, for a value of another type, and for whatever
+    `cls.__post_init__` refuses.
     """
     where = where or cls.__name__
     if not isinstance(data, Mapping):
@@ -34,9 +35,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], *, where: str = "") -> T:
     missing = [
         name
         for name, field in fields.items()
-        if name not in data
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise ConfigError(f"{where}: missing {', '.join(map(repr, missing))}.")
@@ -72,13 +71,31 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    """Nested dataclasses and tuples, which JSON cannot tell from dictionaries and lists."""
+    """Nested dataclasses and tuples, which JSON cannot tell from dictionaries and lists; the rest as it is."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         options = [option for option in typing.get_args(hint) if option is not type(None)]
-        hint = options[0] if value is not None and len(options) == 1 else None
+        if len(options) > 1 or (value is None and type(None) in typing.get_args(hint)):
+            return value
+        hint = options[0]
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return from_dict(hint, value, where=where)
     if typing.get_origin(hint) is tuple and isinstance(value, list):
-        inner = typing.get_args(hint)[0]
-        return tuple(_typed(inner, item, where) for item in value)
-    return value
+        inner = typing.get_args(hint)
+        inner = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        if len(inner) != len(value):
+            raise ConfigError(f"{where}: expected {len(inner)} values, got {value!r:.80}.")
+        return tuple(_typed(each, item, where) for each, item in zip(inner, value, strict=True))
+    if not fits(hint, value):
+        raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r:.80}.")
+    return float(value) if hint is float else value
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether a value has a simple type; types that cannot be asked are taken on trust."""
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    kind = typing.get_origin(hint) or hint
+    asked = isinstance(kind, type) and kind is not Any and not getattr(kind, "_is_protocol", False)
+    return not asked or isinstance(value, kind)

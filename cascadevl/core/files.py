@@ -50,15 +50,26 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         as_usual(work)
         yield work
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.replace(target, old / target.name)
-            os.replace(work, target)
-            shutil.rmtree(old)
+            _swap(work, target)
         else:
             os.replace(work, target)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def _swap(work: Path, target: Path) -> None:
+    """Put `work` in the place of an older `target`, which comes back if that fails."""
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    try:
+        os.replace(target, old / target.name)
+        try:
+            os.replace(work, target)
+        except BaseException:
+            os.replace(old / target.name, target)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def as_usual(path: Path) -> None:

@@ -1,9 +1,11 @@
 """What is asked of a generator and what it gives back."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from cascadevl.core.config import fits
 from cascadevl.core.errors import ConfigError
 from cascadevl.core.messages import Conversation
 
@@ -37,6 +39,15 @@ class Sampling:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
+        for name in ("max_new_tokens", "top_k", "seed", "logprobs"):
+            value = getattr(self, name)
+            unset = value is None and name in ("seed", "logprobs")
+            if not unset and not fits(int, value):
+                raise ConfigError(f"Sampling: {name} must be a whole number, got {value!r}.")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if not fits(float, value) or not math.isfinite(value):
+                raise ConfigError(f"Sampling: {name} must be a finite number, got {value!r}.")
         checks = [
             (self.max_new_tokens >= 1, "max_new_tokens must be at least 1", self.max_new_tokens),
             (self.temperature >= 0, "temperature must not be negative", self.temperature),
@@ -45,6 +56,7 @@ class Sampling:
             (0 <= self.min_p <= 1, "min_p must lie in [0, 1]", self.min_p),
             (self.repetition_penalty > 0, "repetition_penalty must be positive", self.repetition_penalty),
             (self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs must lie in 0…20", self.logprobs),
+            (self.seed is None or abs(self.seed) < 2**63, "seed must fit 64 bits", self.seed),
             (all(self.stop), "a stop text must not be empty", self.stop),
         ]
         for good, rule, value in checks:

@@ -47,8 +47,7 @@ class Turn:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise MessageError(
-                f"Unknown role {self.role!r}. Expected one of {', '.join(ROLES)}."
-                f"{_suggest(str(self.role), ROLES)}"
+                f"Unknown role {self.role!r}. Expected one of {', '.join(ROLES)}.{_suggest(str(self.role), ROLES)}"
             )
 
     @property
@@ -156,7 +155,7 @@ def _part(part: Any, number: int) -> Part:
     if not isinstance(part, Mapping) or "type" not in part:
         raise MessageError(f"Message {number}: a part must be a dictionary with a 'type', got {part!r:.80}.")
     kind = part["type"]
-    if kind not in _PARTS:
+    if not isinstance(kind, str) or kind not in _PARTS:
         raise MessageError(
             f"Message {number}: unknown part type {kind!r}. Expected one of {', '.join(_PARTS)}."
             f"{_suggest(str(kind), _PARTS)}"
@@ -182,7 +181,7 @@ def _image_url(part: Mapping[str, Any], number: int) -> Part:
         if "url" not in url:
             raise MessageError(f"Message {number}: 'image_url' needs the field 'url'.")
         detail = url.get("detail", "auto")
-        if detail not in DETAIL:
+        if not isinstance(detail, str) or detail not in DETAIL:
             raise MessageError(f"Message {number}: detail {detail!r} is not one of {', '.join(DETAIL)}.")
         return Image(url["url"], _max_tiles(part, number) or DETAIL[detail])
     return Image(url, _max_tiles(part, number))

@@ -182,9 +182,7 @@ def _table(rng: random.Random, face: str, colours: Palette, split: Split) -> Dra
     page = _page(rng, colours, [(3, 2), (2, 2), (2, 1), (3, 1), (2, 3)])
     height = rng.uniform(MIN_HEIGHT, 18)
     printed = [[rng.choice(("", "Name", "Item")), *columns], *rows]
-    widths = [
-        max(page.text_width(row[n], face, height) for row in printed) + 10 for n in range(len(columns) + 1)
-    ]
+    widths = [max(page.text_width(row[n], face, height) for row in printed) + 10 for n in range(len(columns) + 1)]
     step = height * rng.uniform(1.4, 1.8)
     if sum(widths) > page.width - 2 * MARGIN or step * len(printed) > page.height - 2 * MARGIN:
         return None
@@ -274,6 +272,4 @@ def _drawn(
     words: tuple[str, ...],
 ) -> Drawn:
     facts = {"font": face, "words": words}
-    return Drawn(
-        image=page.worn(rng), kind=kind, answer=answer, blanks=blanks, glyphs=page.glyphs, facts=facts
-    )
+    return Drawn(image=page.worn(rng), kind=kind, answer=answer, blanks=blanks, glyphs=page.glyphs, facts=facts)

@@ -182,9 +182,7 @@ def _form(rng: random.Random, split: Split) -> tuple[Row, list[Row], tuple[str, 
         ),
     ]  # fmt: skip
     rows = [make() for make in rng.sample(makers, rng.randint(2, 6))]
-    rows.insert(
-        rng.choice((0, 0, rng.randrange(len(rows)))), Row(label, person, "customer", (("role", role),))
-    )
+    rows.insert(rng.choice((0, 0, rng.randrange(len(rows)))), Row(label, person, "customer", (("role", role),)))
     heading = rng.choice(("", "", "Invoice", "Order", "Booking", "Ticket", "Registration", "Bill", "Card"))
     return Row("", heading), rows, tuple(person.split())
 

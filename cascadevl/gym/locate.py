@@ -40,9 +40,7 @@ class Locate(Family):
         at = rng.randrange(len(things))
         facts = {"font": "", "box": boxes[at], "pairs": scene.pairs_of(things)}
         answer = format_boxes([boxes[at]], *page.image.size)
-        return Drawn(
-            image=page.worn(rng), kind="locate", answer=answer, blanks={"thing": called[at]}, facts=facts
-        )
+        return Drawn(image=page.worn(rng), kind="locate", answer=answer, blanks={"thing": called[at]}, facts=facts)
 
     def _word(self, rng: random.Random) -> Drawn:
         face = rng.choice(assets.faces(self.split))
@@ -55,9 +53,7 @@ class Locate(Family):
             word = style(rng.choice(assets.words(self.split)))
             spare = page.width - 6 - page.text_width(word, face, height)
             if spare > 0 and word not in found:
-                left, upper, right, lower = page.text(
-                    3 + spare * rng.random(), top, word, face=face, height=height
-                )
+                left, upper, right, lower = page.text(3 + spare * rng.random(), top, word, face=face, height=height)
                 found[word] = Box(left, upper, right, lower)
                 top += height * rng.uniform(1.3, 3.5)
             height = max(14.0, height * 0.97)

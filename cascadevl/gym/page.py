@@ -69,9 +69,7 @@ class Page:
         width, height = aspect * rows * TILE_PX, float(rows * TILE_PX)
         size_px = round(width * scale), round(height * scale)
         image = Image.new("RGB", size_px, palette.paper) if plain else _paper(rng, size_px, palette.paper)
-        return cls(
-            image=image, draw=ImageDraw.Draw(image), width=width, height=height, scale=scale, palette=palette
-        )
+        return cls(image=image, draw=ImageDraw.Draw(image), width=width, height=height, scale=scale, palette=palette)
 
     def em_px(self, face: str, height: float) -> int:
         """Font size whose "Hg" is at least `height` page units high."""
@@ -146,9 +144,7 @@ def accents(rng: random.Random, paper: Colour) -> list[Colour]:
     ]  # fmt: skip
     rng.shuffle(colours)
     # Stable: colours that are equally far away keep their random order.
-    far = [
-        sum(abs(one - other) for one, other in zip(colour, paper, strict=True)) > 210 for colour in colours
-    ]
+    far = [sum(abs(one - other) for one, other in zip(colour, paper, strict=True)) > 210 for colour in colours]
     return [colour for _, colour in sorted(zip(far, colours, strict=True), key=lambda pair: not pair[0])][:5]
 
 

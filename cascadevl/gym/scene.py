@@ -70,9 +70,7 @@ def scatter(rng: random.Random, page: Page, kinds: list[Pair]) -> list[Thing]:
             radius = rng.uniform(10.0, max(10.0, largest))
             x = rng.uniform(radius + 2, page.width - radius - 2)
             y = rng.uniform(radius + 2, page.height - radius - 2)
-            apart = (
-                1.2 * (radius + thing.radius) + 2 < math.hypot(x - thing.x, y - thing.y) for thing in things
-            )
+            apart = (1.2 * (radius + thing.radius) + 2 < math.hypot(x - thing.x, y - thing.y) for thing in things)
             if all(apart):
                 things.append(Thing(colour, shape, x, y, radius))
                 break

@@ -159,9 +159,7 @@ def _ask_relation(rng: random.Random, things: list[Thing]) -> Asked:
     answer, side = rng.choice(("yes", "no")), rng.choice(true)
     if answer == "no":
         side = next(other for other in SIDES if SIDES[other] == (-SIDES[side][0], -SIDES[side][1]))
-    names = [
-        thing.called(rng, [other for other in things if other is not thing]) for thing in (first, second)
-    ]
+    names = [thing.called(rng, [other for other in things if other is not thing]) for thing in (first, second)]
     return answer, {"first": names[0], "side": side, "second": names[1]}
 
 

@@ -105,4 +105,3 @@ class Decoder(nn.Module):
         """Raw scores (T, V) in fp32."""
         weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return F.linear(hidden_TD, weight).float()
-

@@ -30,9 +30,7 @@ def read_decoder(official: Mapping[str, Any], *, tied: bool) -> DecoderConfig:
     """From `llm_config` or `text_config`; an unknown family is refused with what is supported."""
     kind = _model_type(official)
     if kind not in FAMILIES:
-        raise CheckpointError(
-            f"The language model is of type {kind!r}. Supported: {', '.join(FAMILIES)}."
-        )
+        raise CheckpointError(f"The language model is of type {kind!r}. Supported: {', '.join(FAMILIES)}.")
     family = FAMILIES[kind]
     if official.get("use_sliding_window"):
         raise CheckpointError(f"The {kind} config switches sliding windows on; no released InternVL does.")

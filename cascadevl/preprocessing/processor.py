@@ -100,9 +100,7 @@ class Processor:
     def _tiling_for(self, max_tiles: int | None) -> Tiling:
         if max_tiles is None:
             return self._tiling
-        return dataclasses.replace(
-            self._tiling, max_tiles=max_tiles, min_tiles=min(self.spec.min_tiles, max_tiles)
-        )
+        return dataclasses.replace(self._tiling, max_tiles=max_tiles, min_tiles=min(self.spec.min_tiles, max_tiles))
 
     def _disarmer(self, conversation: Conversation) -> "_Disarmer":
         said = "".join(turn.text for turn in conversation.turns)

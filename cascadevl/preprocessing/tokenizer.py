@@ -56,11 +56,7 @@ class TextTokenizer:
     def from_folder(cls, folder: Path) -> "TextTokenizer":
         """From tokenizer.json, or from vocab.json and merges.txt of the Qwen releases."""
         folder = Path(folder)
-        files = {
-            name: (folder / name).read_text(encoding="utf-8")
-            for name in _FILES
-            if (folder / name).is_file()
-        }
+        files = {name: (folder / name).read_text(encoding="utf-8") for name in _FILES if (folder / name).is_file()}
         try:
             if "tokenizer.json" in files:
                 return cls(json.loads(files["tokenizer.json"]), files)

@@ -95,10 +95,12 @@ class Stage:
     lr: float
     warmup: int = 100
     decay: int = 0
+    parts: tuple[str, ...] = ("",)
+    """Beginnings of the names of the parameters that learn; "" is all of them."""
     glyph_weight: float = 1.0
     """Weight of the dense character targets of the tower."""
     next_token: bool = True
-    """Off: only the tower learns, and the decoder is not even run."""
+    """Off: the decoder is not even run."""
     max_tiles: int = 64
     max_tokens: int = 4096
     """Budget of a pack; the optimizer steps once per pack."""
@@ -109,13 +111,20 @@ def stages() -> list[Stage]:
     everything = {
         "line": 4.0,
         "paragraph": 2.0,
-        "key_value": 3.0,
+        "keyvalue": 3.0,
         "charts": 1.5,
         "shapes": 1.0,
         "locate": 0.5,
     }
     return [
-        Stage(name="letters", mixture={"line": 1.0, "paragraph": 2.0}, steps=2500, lr=1.5e-3, next_token=False),
+        Stage(
+            name="letters",
+            mixture={"letters": 4.0, "letters:difficulty=easy": 1.0, "line": 0.5, "paragraph": 1.0},
+            steps=2000,
+            lr=1.5e-3,
+            parts=("vision_model.", "out."),
+            next_token=False,
+        ),
         Stage(name="words", mixture={"line:difficulty=easy": 1.0}, steps=1500, lr=1e-3),
         Stage(name="lines", mixture={"line": 3.0, "line:difficulty=easy": 1.0}, steps=2500, lr=1e-3),
         Stage(name="everything", mixture=everything, steps=6000, decay=2500, lr=1e-3),
@@ -214,9 +223,11 @@ def run_stage(
     echo: Callable[[str], None],
 ) -> None:
     """One stage of `train`."""
-    named = [(name, p) for module in modules.values() for name, p in module.named_parameters()]
-    if not stage.next_token:
-        named = [(name, p) for name, p in named if not name.startswith(("language_model.", "mlp1."))]
+    named = []
+    for name, parameter in (item for module in modules.values() for item in module.named_parameters()):
+        parameter.requires_grad_(name.startswith(stage.parts))
+        if parameter.requires_grad:
+            named.append((name, parameter))
     optimizer = adamw(named, lr=stage.lr, weight_decay=0.05, betas=(0.9, 0.98))
     state, position = FitState(), 0
     if resume:
@@ -268,7 +279,13 @@ class _Observer:
             return
         started, num_samples = self.since
         rate = (state.num_samples - num_samples) / (time.perf_counter() - started)
-        row = {"stage": self.stage, "step": state.step, "samples": state.num_samples, "samples_per_s": rate, **self.sums}
+        row = {
+            "stage": self.stage,
+            "step": state.step,
+            "samples": state.num_samples,
+            "samples_per_s": rate,
+            **self.sums,
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -18,6 +18,10 @@ class Scripted:
     finish_reason: FinishReason = "stop"
     asked: list[tuple[Conversation, Sampling]] = dataclasses.field(default_factory=list)
 
+    @property
+    def parts(self) -> Any:
+        return SimpleNamespace(notes=())
+
     def generate(
         self, messages: Conversation, sampling: Sampling | None = None, *, max_tiles: int | None = None
     ) -> Generation:

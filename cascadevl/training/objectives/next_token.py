@@ -25,9 +25,7 @@ class NextToken:
     reduction: Literal["token", "square", "sample"] = "square"
 
     def __call__(self, model: InternVL, batch: Batch) -> Loss:
-        hidden_TD = model.language_model(
-            model.embed(batch.token_ids, batch.tiles), batch.positions, batch.attend
-        )
+        hidden_TD = model.language_model(model.embed(batch.token_ids, batch.tiles), batch.positions, batch.attend)
         return self.from_hidden(model, hidden_TD, batch)
 
     def from_hidden(self, model: InternVL, hidden_TD: Tensor, batch: Batch) -> Loss:
