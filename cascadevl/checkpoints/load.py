@@ -1,5 +1,6 @@
 """A folder becomes Parts. Every tensor is accounted for before the first one is read."""
 
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from cascadevl.preprocessing.processor import Processor
 from cascadevl.preprocessing.spec_file import Spec, read_spec
 from cascadevl.preprocessing.template import TEMPLATES
 from cascadevl.preprocessing.tokenizer import TextTokenizer
+
+logger = logging.getLogger("cascadevl")
 
 IGNORED = ("rotary_emb.inv_freq", "position_ids")
 """Buffers that old checkpoints carry and every model computes itself."""
@@ -43,8 +46,10 @@ def load_parts(model: str | os.PathLike[str], *, dtype: Dtype = "auto", device: 
         network = InternVL(config)
     device = _resolve_device(device)
     dtype, notes = resolve_dtype(dtype, {entry.dtype for entry in found.values()}, device)
+    for note in notes:
+        logger.info("%s: %s", folder, note)
     _fill(network, found, layout, folder, dtype, device)
-    spec = read_spec(folder) or layout.derive_spec(raw, folder)
+    spec = _spec(folder, raw, layout)
     _check_agreement(network, spec, tokenizer, folder)
     generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
     card = folder / "README.md"
@@ -59,6 +64,18 @@ def load_parts(model: str | os.PathLike[str], *, dtype: Dtype = "auto", device: 
         card=card.read_text(encoding="utf-8") if card.is_file() else None,
         notes=notes,
     )
+
+
+def load_processor(model: str | os.PathLike[str]) -> Processor:
+    """Tokenizer and spec of a model, its weights left on the disk."""
+    folder = locate(model)
+    raw = read_json(folder / "config.json")
+    return Processor(_spec(folder, raw, layouts()[recognise(raw, folder)]), TextTokenizer.from_folder(folder))
+
+
+def _spec(folder: Path, raw: dict[str, Any], layout: Layout) -> Spec:
+    """A spec that we saved wins over what the layout implies."""
+    return read_spec(folder) or layout.derive_spec(raw, folder)
 
 
 def resolve_dtype(wanted: Dtype, stored: set[torch.dtype], device: torch.device) -> tuple[torch.dtype, tuple[str, ...]]:

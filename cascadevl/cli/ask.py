@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
     bundle = load(ask.model)
     load_s = time.perf_counter() - start
     if conversation is None:
-        return chat(bundle, ask, load_s)
+        return chat(bundle, ask)
     answer = say(bundle, conversation, ask, load_s)
     if ask.overlay:
         picture = conversation.images[-1].source
@@ -116,7 +116,7 @@ def say(bundle: "Bundle", conversation: Conversation, ask: Ask, load_s: float = 
     total_s = load_s + time.perf_counter() - start
     if ask.json:
         seconds = {"load_s": load_s, **answer.timings, "total_s": total_s}
-        print(json.dumps(report(bundle, conversation, answer, seconds, ask.max_tiles), ensure_ascii=False))
+        print(json.dumps(report(bundle, conversation, answer, seconds), ensure_ascii=False))
     else:
         print()
     if answer.finish_reason == "length":
@@ -131,18 +131,16 @@ def report(
     conversation: Conversation,
     answer: Generation,
     seconds: dict[str, float],
-    max_tiles: int | None,
 ) -> dict[str, Any]:
     """What `--json` prints. Boxes are in pixels of the last picture."""
     images = conversation.images
     boxes = parse_boxes(answer.text, *images[-1].source.size) if images else []
-    grids = bundle.preprocess(conversation, max_tiles=max_tiles).grids if images else []
     facts: dict[str, Any] = {
         "model": bundle.name,
         "text": answer.text,
         "finish_reason": answer.finish_reason,
         **dataclasses.asdict(answer.usage),
-        "grids": [list(grid) for grid in grids],
+        "grids": [list(grid) for grid in answer.grids],
         "spec_hash": answer.spec_hash,
         "boxes": [dataclasses.asdict(box) for box in boxes],
         "timings": {name: round(value, 4) for name, value in seconds.items()},
@@ -159,7 +157,7 @@ def report(
 CHAT_HELP = "/image PATH shows a picture, /reset starts afresh, /quit ends."
 
 
-def chat(bundle: "Bundle", ask: Ask, load_s: float = 0.0) -> int:
+def chat(bundle: "Bundle", ask: Ask) -> int:
     """Questions from the terminal or a pipe until they end. A mistake is told, and the chat goes on."""
     prompt = "› " if sys.stdin.isatty() else ""
     if prompt:
@@ -188,7 +186,7 @@ def chat(bundle: "Bundle", ask: Ask, load_s: float = 0.0) -> int:
                     raise MessageError(f"Unknown command {word!r}. {CHAT_HELP}")
                 case _:
                     question = Turn("user", (*pictures, Text(line)))
-                    answer = say(bundle, Conversation((*turns, question)), ask, load_s)
+                    answer = say(bundle, Conversation((*turns, question)), ask)
                     turns = (*turns, question, Turn("assistant", (Text(answer.text),)))
                     pictures = []
         except UserError as mistake:

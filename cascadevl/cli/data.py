@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from cascadevl.checkpoints.layouts import layouts, locate, read_json, recognise
+from cascadevl.checkpoints.layouts import locate
 from cascadevl.core.messages import Conversation
 from cascadevl.preprocessing.image import open_image
 
@@ -68,11 +68,16 @@ def main(arguments: list[str]) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     conversation = Conversation.ask(order.question, [open_image(order.image)])
+    models = [order.model] if isinstance(order, Show) else [order.a, order.b]
+    for model in models:
+        locate(model)
     return show(order, conversation) if isinstance(order, Show) else diff(order, conversation)
 
 
 def show(order: Show, conversation: Conversation) -> int:
-    view = View.of(read_processor(order.model), conversation, order.max_tiles)
+    from cascadevl.checkpoints.load import load_processor
+
+    view = View.of(load_processor(order.model), conversation, order.max_tiles)
     if order.json:
         print(json.dumps(view.facts(), ensure_ascii=False))
         return 0
@@ -82,7 +87,9 @@ def show(order: Show, conversation: Conversation) -> int:
 
 
 def diff(order: Diff, conversation: Conversation) -> int:
-    a, b = (View.of(read_processor(model), conversation) for model in (order.a, order.b))
+    from cascadevl.checkpoints.load import load_processor
+
+    a, b = (View.of(load_processor(model), conversation) for model in (order.a, order.b))
     fields = {name: (a.spec[name], b.spec[name]) for name in a.spec if a.spec[name] != b.spec[name]}
     pixels = pixel_delta(a.tiles, b.tiles)
     same = not fields and a.tokens == b.tokens and pixels == {"max": 0, "differing": 0.0}
@@ -148,19 +155,6 @@ class View:
             "tiles": list(self.tiles.shape),
             "grids": self.grids,
         }
-
-
-def read_processor(model: str) -> "Processor":
-    """Tokenizer and spec of a model, its weights left on the disk."""
-    folder = locate(model)
-
-    from cascadevl.preprocessing.processor import Processor
-    from cascadevl.preprocessing.spec_file import read_spec
-    from cascadevl.preprocessing.tokenizer import TextTokenizer
-
-    config = read_json(folder / "config.json")
-    spec = read_spec(folder) or layouts()[recognise(config, folder)].derive_spec(config, folder)
-    return Processor(spec, TextTokenizer.from_folder(folder))
 
 
 def readable(tokenizer: "TextTokenizer", token_ids: Sequence[int]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 from cascadevl.core.config import fits
 from cascadevl.core.errors import ConfigError
 from cascadevl.core.messages import Conversation
+from cascadevl.core.shapes import Grid
 
 FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 
@@ -17,6 +18,7 @@ class Sampling:
     """How tokens are chosen; the defaults are greedy."""
 
     max_new_tokens: int = 512
+    """The answer is cut after so many tokens, with finish_reason "length"."""
     temperature: float = 0.0
     """0 takes the likeliest token; the fields down to min_p then have no effect."""
     top_k: int = 0
@@ -94,6 +96,8 @@ class Generation:
     finish_reason: FinishReason = "stop"
     usage: Usage = field(default_factory=Usage)
     spec_hash: str = ""
+    grids: tuple[Grid, ...] = ()
+    """(columns, rows) of the tiles of each picture."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds: preprocess_s, prefill_s, decode_s."""
     error: Exception | None = None

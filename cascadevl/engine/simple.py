@@ -98,6 +98,7 @@ def generate(parts: Parts, inputs: ModelInputs, sampling: Sampling) -> Iterator[
             tiles=len(inputs.tiles),
         ),
         spec_hash=inputs.spec_hash,
+        grids=tuple(inputs.grids),
         timings={"prefill_s": prefill_s, "decode_s": time.perf_counter() - decoding},
     )
 

@@ -107,5 +107,4 @@ def _read_rope(official: Mapping[str, Any]) -> Rope:
         return Rope(theta=theta, max_position=trained)
     if kind not in ("linear", "dynamic"):
         raise CheckpointError(f"Rope scaling {kind!r} is not supported here; supported: default, linear, dynamic.")
-    trained = scaling.get("original_max_position_embeddings") or trained
     return Rope(theta=theta, kind=kind, factor=float(scaling["factor"]), max_position=trained)

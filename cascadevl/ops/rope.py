@@ -34,19 +34,25 @@ class Rope:
 def rope_table(positions_T: Tensor, rope: Rope, head_size: int) -> tuple[Tensor, Tensor]:
     """cos_TH and sin_TH in fp32 for integer or fractional positions."""
     positions = positions_T.to(torch.float32)
-    theta = rope.theta
-    if rope.kind == "dynamic":
-        length = math.floor(float(positions.max())) + 1 if positions.numel() else 1
-        if length > rope.max_position:  # NTK-aware growth, as in the released decoders
-            growth = rope.factor * length / rope.max_position - (rope.factor - 1)
-            theta = theta * growth ** (head_size / (head_size - 2))
     exponents = torch.arange(0, head_size, 2, dtype=torch.int64, device=positions.device).float() / head_size
-    frequencies = 1.0 / (theta**exponents)
+    frequencies = 1.0 / (_theta(positions, rope, head_size) ** exponents)
     if rope.kind == "linear":
         frequencies = frequencies / rope.factor
     angles = torch.outer(positions, frequencies)
     angles_TH = torch.cat([angles, angles], dim=-1)
     return angles_TH.cos(), angles_TH.sin()
+
+
+def _theta(positions_T: Tensor, rope: Rope, head_size: int) -> Tensor | float:
+    """Grown beyond max_position where scaling is dynamic (NTK-aware), as in the released decoders.
+
+    A tensor then, not a number: a graph is not broken by it and a GPU not waited for.
+    """
+    if rope.kind != "dynamic" or not len(positions_T):
+        return rope.theta
+    length = positions_T.max().double().floor() + 1
+    growth = (rope.factor * length / rope.max_position - (rope.factor - 1)).clamp_min(1.0)
+    return rope.theta * growth ** (head_size / (head_size - 2))
 
 
 def rotate(x_TNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def _turn_text(turn: Turn, spec: Spec, say: Callable[[str], str]) -> str:
             text += say(part.text)
         elif isinstance(part, Image):
             number += 1
-            label = spec.image_label.format(n=number) if several else ""
+            label = spec.image_label.replace("{n}", str(number)) if several else ""
             text += f"{label}{spec.image_context}{spec.image_separator}"
         else:
             raise MessageError("Videos cannot be read yet: send the frames as pictures.")
@@ -158,9 +158,12 @@ def _render_jinja(conversation: Conversation, spec: Spec, say: Callable[[str], s
     for i, turn in enumerate(conversation.turns):
         if turn.role != "assistant":
             continue
-        header = _apply(spec, messages[:i], add_generation_prompt=True)
-        answered = _apply(spec, messages[: i + 1], add_generation_prompt=False)
-        if not (header.startswith(done) and answered.startswith(header)):
+        try:
+            header = _apply(spec, messages[:i], add_generation_prompt=True)
+            answered = _apply(spec, messages[: i + 1], add_generation_prompt=False)
+        except MessageError:  # some templates refuse the beginning of what they take as a whole
+            header, answered = "", None
+        if answered is None or not (header.startswith(done) and answered.startswith(header)):
             # Some templates rewrite earlier turns; the text is right, but no span of it can be trusted.
             return [Span(_apply(spec, messages, add_generation_prompt=not conversation.ends_with_answer), False)]
         tail = answered[len(answered.rstrip()) :]
@@ -232,8 +235,8 @@ def to_jinja(spec: Spec) -> str:
         return spec.jinja
     template = find_template(spec.template)
     system = json.dumps(spec.system if spec.system is not None else template.persona, ensure_ascii=False)
-    label_before, label_after = spec.image_label.split("{n}")
     quote = functools.partial(json.dumps, ensure_ascii=False)
+    label = " ~ counter.n ~ ".join(map(quote, spec.image_label.split("{n}")))
     return (
         "{%- if messages[0]['role'] != 'system' -%}"
         f"{{{{- {quote(template.system)} + {system} + {quote(template.turn_end)} -}}}}"
@@ -247,7 +250,7 @@ def to_jinja(spec: Spec) -> str:
         "{%- for part in message['content'] -%}"
         "{%- if part['type'] == 'image' -%}{%- set counter.n = counter.n + 1 -%}"
         "{%- if images | length > 1 -%}"
-        f"{{{{- {quote(label_before)} ~ counter.n ~ {quote(label_after)} -}}}}{{%- endif -%}}"
+        f"{{{{- {label} -}}}}{{%- endif -%}}"
         f"{{{{- {quote(spec.image_context)} + {quote(spec.image_separator)} -}}}}"
         "{%- elif part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}"
         "{%- endfor -%}{%- endif -%}"

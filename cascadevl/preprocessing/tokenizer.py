@@ -41,6 +41,12 @@ class TextTokenizer:
         """Names and contents of the files this came from, to be written back as they were."""
         self._whole = Tokenizer.from_str(json.dumps(definition))
         added = {token["content"]: token for token in definition["added_tokens"]}
+        for content, token in added.items():  # the backend counts on from its vocabulary, whatever the file says
+            if self._whole.token_to_id(content) != token["id"]:
+                raise CheckpointError(
+                    f"The tokenizer gives {content!r} the id {token['id']}, but its vocabulary leads to "
+                    f"{self._whole.token_to_id(content)}: entries are missing, or files of two models were mixed."
+                )
         self.controls: dict[str, int] = {
             content: token["id"]
             for content, token in added.items()
@@ -49,6 +55,9 @@ class TextTokenizer:
         plain = {**definition, "added_tokens": [t for t in added.values() if t["content"] not in self.controls]}
         plain["post_processor"] = None
         self._plain = Tokenizer.from_str(json.dumps(plain))
+        # The backend numbers added tokens as it likes: without the control tokens, others move up.
+        kept = [token["content"] for token in plain["added_tokens"]]
+        self._official = {self._plain.token_to_id(content): added[content]["id"] for content in kept}
         self._control_ids = frozenset(self.controls.values())
         self._splitter = re.compile("|".join(map(re.escape, sorted(self.controls, key=len, reverse=True))) or r"(?!)")
 
@@ -83,7 +92,8 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Plain text to ids; no control token can come out."""
-        return self._plain.encode(text, add_special_tokens=False).ids if text else []
+        ids = self._plain.encode(text, add_special_tokens=False).ids if text else []
+        return [self._official.get(i, i) for i in ids]
 
     def split(self, rendered: str) -> list[str]:
         """A rendered prompt cut at its control tokens; these stand alone in the list."""

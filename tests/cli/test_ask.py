@@ -14,9 +14,7 @@ from cascadevl.preprocessing.image import open_image
 from tests.cli.scripted import Scripted
 
 HEADER = b"IHDR" + (50_000).to_bytes(4) * 2 + b"\x08\x02\0\0\0"
-HUGE_PNG = (
-    b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4) + HEADER + zlib.crc32(HEADER).to_bytes(4) + bytes(4) + b"IDAT"
-)
+HUGE_PNG = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4) + HEADER + zlib.crc32(HEADER).to_bytes(4) + bytes(4) + b"IDAT"
 
 MISTAKES = {
     "question empty": ([""], "The question is empty"),
@@ -77,9 +75,7 @@ def test_answer_streams_to_stdout(command, tiny, picture):
 
 
 def test_json_tells_tokens_tiles_spec_and_seconds(command, tiny, picture):
-    ran = command(
-        "ask", "--model", tiny(), "--json", "--max-tiles", "2", "--max-new-tokens", "5", picture, "What?"
-    )
+    ran = command("ask", "--model", tiny(), "--json", "--max-tiles", "2", "--max-new-tokens", "5", picture, "What?")
     assert ran.code == 0, ran.err
     facts = json.loads(ran.out)
     assert facts["grids"] == [[2, 1]]

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
+from cascadevl.checkpoints.load import load_processor
 from cascadevl.checkpoints.tiny import tiny_parts
-from cascadevl.cli.data import collapse, pixel_delta, read_processor, side_by_side
+from cascadevl.cli.data import collapse, pixel_delta, side_by_side
 from cascadevl.core.messages import Conversation
 from cascadevl.preprocessing.image import open_image
 from cascadevl.preprocessing.spec_file import read_spec
@@ -78,7 +79,7 @@ def test_mistakes_exit_with_2_before_torch_loads(command, tiny, picture):
 
 def test_processor_without_weights_equals_the_loaded_ones(tiny, picture):
     conversation = Conversation.ask("What?", [open_image(picture)])
-    ours = read_processor(str(tiny()))(conversation)
+    ours = load_processor(str(tiny()))(conversation)
     theirs = tiny_parts("qwen3").processor(conversation)
     assert torch.equal(ours.token_ids, theirs.token_ids)
     assert torch.equal(ours.tiles, theirs.tiles)
