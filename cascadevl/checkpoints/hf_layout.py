@@ -118,7 +118,8 @@ def _write_config(parts: Parts) -> dict[str, Any]:
     vision = config.vision
     if config.pixel_shuffle != "v2":
         raise CheckpointError(
-            f"This model uses pixel shuffle {config.pixel_shuffle}, which the hf layout cannot express; use layout='chat'."
+            f"This model uses pixel shuffle {config.pixel_shuffle}, which the hf layout cannot express: "
+            "use layout='chat'."
         )
     dtype = str(parts.model.dtype).removeprefix("torch.")
     return {

@@ -6,6 +6,7 @@ from typing import Literal
 
 import tyro
 
+from cascadevl.checkpoints.layouts import locate
 from cascadevl.core.errors import ConfigError
 
 
@@ -20,6 +21,8 @@ class Train:
     """nano: the embedded model from nothing, on rendered pictures."""
     out: Path
     """Folder of the run: log.jsonl, last/ (state), model/ (the result)."""
+    init: str | None = None
+    """A model to start from instead of fresh weights: an embedded name, a folder, a hub id."""
     resume: bool = False
     """Go on from the state in OUT."""
     seed: int = 0
@@ -33,8 +36,11 @@ def main(arguments: list[str]) -> int:
     if order.resume and not state.is_dir():
         raise ConfigError(f"{order.out} holds no run to go on with: leave --resume out to start one.")
 
+    if order.init is not None:
+        locate(order.init)
+
     from cascadevl.recipes import nano
 
-    nano.train(order.out, resume=order.resume, seed=order.seed)
+    nano.train(order.out, init=order.init, resume=order.resume, seed=order.seed)
     print(f"The model is in {order.out / 'model'}.")
     return 0

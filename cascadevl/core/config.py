@@ -86,7 +86,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected {len(inner)} values, got {value!r:.80}.")
         return tuple(_typed(each, item, where) for each, item in zip(inner, value, strict=True))
     if not fits(hint, value):
-        raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r:.80}.")
+        choices = " or ".join(map(repr, typing.get_args(hint))) if typing.get_origin(hint) is typing.Literal else ""
+        raise ConfigError(f"{where}: expected {choices or getattr(hint, '__name__', hint)}, got {value!r:.80}.")
     return float(value) if hint is float else value
 
 

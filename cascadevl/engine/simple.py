@@ -129,15 +129,15 @@ class Answer:
         self.token_ids.append(token_id)
         if token_id in self._stop_ids:
             self.finish_reason = "stop"
-            return ""
-        self.text += self._stream.push(token_id)
-        found = [at for stop in self._sampling.stop if (at := self.text.find(stop)) >= 0]
-        if found:
-            self.text, self.finish_reason = self.text[: min(found)], "stop"
         elif self._sampling.loop_guard and loop_period(self.token_ids):
             self.finish_reason = "repetition"
         elif len(self.token_ids) >= min(self._sampling.max_new_tokens, room):
             self.finish_reason = "length"
+        self.text += self._stream.push(token_id) if token_id not in self._stop_ids else ""
+        self.text += self._stream.finish() if self.finish_reason else ""
+        found = [at for stop in self._sampling.stop if (at := self.text.find(stop)) >= 0]
+        if found:
+            self.text, self.finish_reason = self.text[: min(found)], "stop"
         return self._release(len(self.text) - self._held_back())
 
     def flush(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cascadevl.core.config import fits
 from cascadevl.core.errors import MessageError
 from cascadevl.core.messages import Conversation
 from cascadevl.core.shapes import Grid, num_tiles
@@ -100,11 +101,15 @@ class Processor:
     def _tiling_for(self, max_tiles: int | None) -> Tiling:
         if max_tiles is None:
             return self._tiling
+        if not fits(int, max_tiles):
+            raise MessageError(f"max_tiles must be a whole number, got {max_tiles!r}.")
         return dataclasses.replace(self._tiling, max_tiles=max_tiles, min_tiles=min(self.spec.min_tiles, max_tiles))
 
     def _disarmer(self, conversation: Conversation) -> "_Disarmer":
-        said = "".join(turn.text for turn in conversation.turns)
-        mark = next(chr(code) for code in MARK_RANGE if chr(code) not in said)
+        said = set(self.spec.system or "").union(*(turn.text for turn in conversation.turns))
+        mark = next((chr(code) for code in MARK_RANGE if chr(code) not in said), None)
+        if mark is None:
+            raise MessageError("The messages use all private-use characters of plane 15; one must be left to mark text.")
         return _Disarmer(self.tokenizer, mark)
 
     def _tokenise(self, spans: list[Span], visual_tokens: list[int], mark: str) -> tuple[list[int], list[bool]]:

@@ -106,7 +106,7 @@ def read_spec(folder: Path) -> Spec | None:
         data = json.loads(path.read_text(encoding="utf-8"))
         stored = data.pop("hash", None)
         spec = from_dict(Spec, data, where=FILE_NAME)
-    except (ValueError, AttributeError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a preprocessing spec: {error}") from error
     if stored is not None and stored != spec.hash:
         raise CheckpointError(

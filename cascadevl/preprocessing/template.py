@@ -197,15 +197,18 @@ def _apply(spec: Spec, messages: list[dict[str, Any]], *, add_generation_prompt:
     from jinja2 import TemplateError
 
     assert spec.jinja is not None
+    template = _compiled(spec.jinja)
     try:
-        return _compiled(spec.jinja).render(
+        return template.render(
             messages=messages,
             add_generation_prompt=add_generation_prompt,
             tools=None,
             bos_token=spec.bos or "",
             eos_token="",
         )
-    except TemplateError as error:
+    except MessageError:
+        raise
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise MessageError(f"The model's chat template refuses this conversation: {error}") from error
 
 

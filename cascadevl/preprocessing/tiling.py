@@ -6,17 +6,18 @@ ties included. The whole picture is stretched onto the grid: no padding, and its
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from cascadevl.core.errors import ConfigError, MediaError
 from cascadevl.core.shapes import Grid, num_tiles
+from cascadevl.preprocessing.resize import KERNELS
+
+MOST_TILES = 1024
+"""More than any released model was trained with by far; a message may name a limit of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,23 +42,22 @@ class Tiling:
             raise ConfigError(
                 f"min_tiles is {self.min_tiles} and max_tiles {self.max_tiles}: expected 1 ≤ min_tiles ≤ max_tiles."
             )
-        if self.resize not in _RESIZERS:
-            raise ConfigError(f"resize is {self.resize!r}: expected one of {', '.join(_RESIZERS)}.")
+        if self.max_tiles > MOST_TILES:
+            raise ConfigError(f"max_tiles is {self.max_tiles}: expected at most {MOST_TILES}.")
+        if self.resize not in KERNELS:
+            raise ConfigError(f"resize is {self.resize!r}: expected one of {', '.join(KERNELS)}.")
 
     def __call__(self, image: Image.Image) -> tuple[Grid, torch.Tensor]:
         """The grid and tiles_SCYX, uint8 and contiguous: row by row, left to right, the thumbnail last."""
         assert image.mode == "RGB", f"open_image gives RGB, this is {image.mode}"
         side = self.tile_px
         columns, rows = grid = self.grid(*image.size)
-        resized = _RESIZERS[self.resize](image)
+        stretch = KERNELS[self.resize](image)
         tiles_SCYX = torch.empty((num_tiles(grid, self.thumbnail), 3, side, side), dtype=torch.uint8)
-        # numpy fills the tensor's memory: its strided copy of uint8 takes a tenth of the time of torch's.
         pixels_SCYX = tiles_SCYX.numpy()
-        cells = pixels_SCYX[: columns * rows].reshape(rows, columns, 3, side, side)
-        canvas_YXC = resized((columns * side, rows * side))
-        cells[...] = canvas_YXC.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
+        stretch(pixels_SCYX[: columns * rows].reshape(rows, columns, 3, side, side))
         if len(tiles_SCYX) > columns * rows:
-            pixels_SCYX[-1] = resized((side, side)).transpose(2, 0, 1)
+            stretch(pixels_SCYX[-1].reshape(1, 1, 3, side, side))
         return grid, tiles_SCYX
 
     def grid(self, width_px: int, height_px: int) -> Grid:
@@ -80,48 +80,7 @@ def _candidates(min_tiles: int, max_tiles: int, tile_px: int) -> tuple[tuple[Gri
     The released code leaves the order of equal numbers to a set. With min_tiles = 1, as in every release, no
     size depends on it; otherwise some do (1000×1600 in exactly four tiles): here fewer columns come first.
     """
-    sides = range(1, max_tiles + 1)
-    grids = [(columns, rows) for columns in sides for rows in sides]
-    grids = [grid for grid in grids if min_tiles <= grid[0] * grid[1] <= max_tiles]
+    grids = [(columns, rows) for columns in range(1, max_tiles + 1) for rows in range(1, max_tiles // columns + 1)]
+    grids = [grid for grid in grids if min_tiles <= grid[0] * grid[1]]
     grids.sort(key=lambda grid: grid[0] * grid[1])
     return tuple((grid, grid[0] / grid[1], 0.5 * tile_px**2 * grid[0] * grid[1]) for grid in grids)
-
-
-Resized = Callable[[tuple[int, int]], np.ndarray]
-"""From (width, height) in pixels to one picture of that size, (rows, columns, 3) uint8."""
-
-
-def _resize_pil(image: Image.Image) -> Resized:
-    """Pillow's antialiased bicubic: fixed point, rounded to uint8 between its two passes and after them."""
-
-    def resized(size: tuple[int, int]) -> np.ndarray:
-        return np.asarray(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC))
-
-    return resized
-
-
-def _resize_torch_uint8(image: Image.Image) -> Resized:
-    """The same filter with weights of 16 bits, vectorised where the processor has AVX2.
-
-    torch resizes along the rows first. So did Pillow until 13.0, which begins with the columns where those
-    shrink much more (pull request 9549). Rounding in between sets the two orders up to 30 levels apart on
-    black-and-white noise, so we follow Pillow.
-    """
-    # No copy of what is only read; and in this order of strides torch sees channels last, its quick case.
-    original_SCYX = torch.from_dlpack(np.asarray(image))[None].permute(0, 3, 1, 2)
-
-    def resized(size: tuple[int, int]) -> np.ndarray:
-        columns_first = 0 < image.height - size[1] > 2 * (image.width - size[0])
-        pixels_SCYX = original_SCYX
-        for width, height in [(image.width, size[1]), size] if columns_first else [size]:
-            if pixels_SCYX.shape[2:] != (height, width):
-                pixels_SCYX = F.interpolate(pixels_SCYX, (height, width), mode="bicubic", antialias=True)
-        return pixels_SCYX[0].permute(1, 2, 0).numpy()
-
-    return resized
-
-
-_RESIZERS: dict[str, Callable[[Image.Image], Resized]] = {
-    "pil": _resize_pil,
-    "torch_uint8": _resize_torch_uint8,
-}

@@ -65,8 +65,8 @@ class TextTokenizer:
     def from_folder(cls, folder: Path) -> "TextTokenizer":
         """From tokenizer.json, or from vocab.json and merges.txt of the Qwen releases."""
         folder = Path(folder)
-        files = {name: (folder / name).read_text(encoding="utf-8") for name in _FILES if (folder / name).is_file()}
         try:
+            files = {name: (folder / name).read_text(encoding="utf-8") for name in _FILES if (folder / name).is_file()}
             if "tokenizer.json" in files:
                 return cls(json.loads(files["tokenizer.json"]), files)
             if "vocab.json" in files and "merges.txt" in files:
@@ -123,16 +123,24 @@ class TextTokenizer:
 
 
 class TextStream:
-    """`push(id)` gives the text that became certain, often one piece, sometimes none."""
+    """`push(id)` gives the text that became certain, often one piece, sometimes none; `finish()` the rest."""
 
     def __init__(self, backend: Tokenizer, control_ids: frozenset[int]) -> None:
         self._backend, self._control_ids = backend, control_ids
         self._stream = DecodeStream(skip_special_tokens=False)
+        self._waiting: list[int] = []
 
     def push(self, token_id: int) -> str:
         if token_id in self._control_ids:
             return ""
-        return self._stream.step(self._backend, token_id) or ""
+        piece = self._stream.step(self._backend, token_id) or ""
+        self._waiting = [] if piece else [*self._waiting, token_id]
+        return piece
+
+    def finish(self) -> str:
+        """What waited for the end of a character that never came, as `decode` shows it."""
+        waiting, self._waiting = self._waiting, []
+        return self._backend.decode(waiting, skip_special_tokens=False)
 
 
 _FILES = (

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cascadevl.checkpoints.load import load_parts
 from cascadevl.checkpoints.parts import Parts
 from cascadevl.checkpoints.resume import load_training, save_training
 from cascadevl.checkpoints.save import save_parts
@@ -34,7 +35,8 @@ from cascadevl.ops.rope import Rope
 from cascadevl.preprocessing.processor import ModelInputs, Processor
 from cascadevl.preprocessing.spec_file import IMAGENET_MEAN, IMAGENET_STD, Spec
 from cascadevl.preprocessing.tokenizer import train_tokenizer
-from cascadevl.training.fit import FitState, adamw, fit
+from cascadevl.training.fit import FitState, fit
+from cascadevl.training.muon import muon
 from cascadevl.training.objectives import Loss
 from cascadevl.training.objectives.next_token import NextToken
 from cascadevl.training.objectives.read_patches import GlyphHead, ReadPatches, new_head
@@ -138,7 +140,7 @@ def new_parts(seed: int = 0) -> Parts:
     return assemble("nano", VISION, DECODER, files, spec, seed=seed, std=0.02)
 
 
-def corpus(num_samples: int = 1500) -> Iterator[str]:
+def corpus(num_samples: int = 400) -> Iterator[str]:
     """Questions and answers of every family, once each: what the byte pairs are counted on."""
     for name in TASKS:
         for sample in make_task(name, seed=1).samples(num_samples):
@@ -150,7 +152,8 @@ def make_task(name: str, *, split: str = "train", seed: int = 0) -> Task:
     """A family by name, with settings: "line:difficulty=easy"."""
     family, _, settings = name.partition(":")
     changes = dict(item.split("=") for item in settings.split(",") if item)
-    return TASKS[family](split=split, seed=seed, **changes)
+    typed = {key: int(value) if value.isdigit() else value for key, value in changes.items()}
+    return TASKS[family](split=split, seed=seed, **typed)
 
 
 def taught(task: Task, sample: Sample) -> Conversation:
@@ -194,19 +197,30 @@ class GymBatches:
         return torch.from_numpy(targets)
 
 
-def train(out: Path, *, resume: bool = False, seed: int = 0, echo: Callable[[str], None] = print) -> Parts:
+def train(
+    out: Path,
+    *,
+    init: str | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    echo: Callable[[str], None] = print,
+) -> Parts:
     """Run the stages in order; the state is saved every few minutes and a resumed run goes on from it.
 
-    Each stage starts a fresh optimizer. The finished model is written to `out/model`.
+    `init` names a model to start from instead of fresh weights, such as an earlier nano. What the run
+    started from is kept in `out/start`, the finished model is written to `out/model`. Each stage has an
+    optimizer of its own.
     """
-    parts, last = new_parts(seed), out / "last"
-    modules = {"model": parts.model.requires_grad_(True), "head": new_head(VISION.hidden_size, _generator(seed))}
-    done: dict[str, Any] = load_training(last, modules) if resume and last.is_dir() else {"stage": 0, "step": 0}
+    start, last = out / "start", out / "last"
+    if not resume:
+        save_parts(load_parts(init, dtype="float32") if init else new_parts(seed), start)
+    parts = load_parts(start, dtype="float32")
+    modules = {"model": parts.model, "head": new_head(VISION.hidden_size, torch.Generator().manual_seed(seed))}
+    done: dict[str, Any] = load_training(last, modules) if resume else {"stage": 0, "step": 0}
     for number, stage in enumerate(stages()):
-        if number < done["stage"]:
-            continue
-        going_on = number == done["stage"] and done["step"] > 0
-        run_stage(stage, number, parts, modules, out, seed=seed, resume=going_on, echo=echo)
+        if number >= done["stage"]:
+            going_on = number == done["stage"] and done["step"] > 0
+            run_stage(stage, number, parts, modules, out, seed=seed, resume=going_on, echo=echo)
     save_parts(parts, out / "model")
     return parts
 
@@ -228,7 +242,7 @@ def run_stage(
         parameter.requires_grad_(name.startswith(stage.parts))
         if parameter.requires_grad:
             named.append((name, parameter))
-    optimizer = adamw(named, lr=stage.lr, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = muon(named, lr=stage.lr, weight_decay=0.05)
     state, position = FitState(), 0
     if resume:
         saved = load_training(out / "last", modules, optimizer)
@@ -255,10 +269,6 @@ def run_stage(
         observe=_Observer(out / "log.jsonl", stage.name, echo),
         save=_Saver(out / "last", modules, optimizer, batches, number, stage.steps),
     )
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @dataclass(slots=True)

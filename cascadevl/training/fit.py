@@ -58,17 +58,3 @@ def fit(
         save(state)
     return state
 
-
-def adamw(
-    named: Iterable[tuple[str, nn.Parameter]], *, lr: float, weight_decay: float, betas: tuple[float, float]
-) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only, not on biases, norms, embeddings of position and class."""
-    decayed, plain = [], []
-    for name, parameter in named:
-        bare = parameter.ndim < 2 or "embedding" in name or "embed_tokens" in name
-        (plain if bare else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay, "peak_lr": lr},
-        {"params": plain, "weight_decay": 0.0, "peak_lr": lr},
-    ]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
