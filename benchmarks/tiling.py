@@ -4,7 +4,7 @@
 
 From the bytes of the file to tiles in memory, on one thread, the three in turn. Ours are uint8: normalising
 is left to whoever owns the device. Theirs are normalised floats, since that is what their processor gives.
-Needs transformers (the extra `dev`).
+CASCADEVL_NATIVE=0 measures `pil` as it is without a C compiler. Needs transformers (the extra `dev`).
 """
 
 import argparse
@@ -27,6 +27,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from cascadevl.preprocessing.image import open_image
+from cascadevl.preprocessing.resize import native_resize
 from cascadevl.preprocessing.tiling import Tiling
 
 SIZE = (1920, 1080)
@@ -145,12 +146,14 @@ def main() -> None:
             }
             for name, times in measured.items()
         },
+        "pil_in_c": native_resize() is not None,
         "agreement": disagreements(data),
         "rounds": options.rounds,
         "threads": 1,
         "versions": versions(),
     }
-    print(f"{result['question']}; one thread, median of {options.rounds}, interleaved\n")
+    print(f"{result['question']}; one thread, median of {options.rounds}, interleaved")
+    print(f"pil is {'C' if result['pil_in_c'] else 'Pillow itself'}\n")
     print(f"{'':14}{'ms':>8}{'fastest':>9}{'ratio':>8}{'peak MiB':>10}")
     for name, row in result["contenders"].items():
         print(

@@ -112,7 +112,7 @@ class Bundle:
         """What the model would read: token_ids (T,), tiles uint8 (S, 3, Y, X), grids, spec_hash."""
         return self.parts.processor(messages, max_tiles=max_tiles)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logits(self, messages: Messages) -> tuple[Tensor, Tensor]:
         """(token_ids (T,), logits (T, V)): raw, fp32, on the CPU, of exactly the rendered messages."""
         inputs = self.preprocess(messages)

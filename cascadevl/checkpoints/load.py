@@ -144,12 +144,17 @@ def _fill(
 
 
 def _read(entry: weights.Entry, name: str, dtype: torch.dtype) -> Tensor:
-    tensor = entry.read()
-    if not math.isfinite(float(tensor.sum(dtype=torch.float32))) and not bool(tensor.isfinite().all()):
+    stored = entry.read()
+    tensor = stored.to(dtype)
+    if math.isfinite(float(tensor.sum(dtype=torch.float32))) or bool(tensor.isfinite().all()):
+        return tensor
+    if bool(stored.isfinite().all()):
         raise CheckpointError(
-            f"The tensor {name!r} in {entry.file} holds NaN or infinity: the file is damaged, or training diverged."
+            f"The tensor {name!r} in {entry.file} holds numbers too large for {dtype}: load it as bfloat16 or float32."
         )
-    return tensor.to(dtype)
+    raise CheckpointError(
+        f"The tensor {name!r} in {entry.file} holds NaN or infinity: the file is damaged, or training diverged."
+    )
 
 
 def _account(ours: dict, pieces: dict, found: dict[str, weights.Entry], folder: Path) -> None:

@@ -81,7 +81,9 @@ def shard_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            if any(Path(name).name != name for name in names):
+                raise ValueError("a shard lies in the folder itself")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{index} is not an index of shards: {error}") from error
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:

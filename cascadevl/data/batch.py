@@ -1,5 +1,6 @@
 """Batch: what objectives receive. Samples lie end to end; nothing is padded."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ class Batch:
     tiles: Tensor
     glyphs: Tensor | None = None
     """(S, P, K) characters in the patches, where the gym knows them."""
+    pointers: Tensor | None = None
+    """(2, pairs): a token, and a visual token that shows the character to be said after it."""
 
     @property
     def attend(self) -> Attend:
@@ -38,13 +41,18 @@ def shifted_targets(inputs: ModelInputs) -> Tensor:
     return targets
 
 
-def collate(samples: list[ModelInputs], glyphs: list[Tensor] | None = None) -> Batch:
-    """Lay samples end to end."""
+def collate(
+    samples: list[ModelInputs], glyphs: list[Tensor] | None = None, pointers: list[Tensor] | None = None
+) -> Batch:
+    """Lay samples end to end; `pointers` count within their sample."""
+    lengths = [len(sample.token_ids) for sample in samples]
+    starts = itertools.accumulate([0, *lengths[:-1]])
     return Batch(
         token_ids=torch.cat([sample.token_ids for sample in samples]),
         targets=torch.cat([shifted_targets(sample) for sample in samples]),
-        positions=torch.cat([torch.arange(len(sample.token_ids), dtype=torch.float32) for sample in samples]),
-        lengths=tuple(len(sample.token_ids) for sample in samples),
+        positions=torch.cat([torch.arange(length, dtype=torch.float32) for length in lengths]),
+        lengths=tuple(lengths),
         tiles=torch.cat([sample.tiles for sample in samples]),
         glyphs=torch.cat(glyphs) if glyphs else None,
+        pointers=torch.cat([p + start for p, start in zip(pointers, starts, strict=True)], dim=1) if pointers else None,
     )

@@ -40,7 +40,9 @@ class Sampler:
         return torch.where(self._seen, penalised, logits_V)
 
     def _draw(self, scores_V: Tensor) -> int:
-        probabilities_V = truncated((scores_V / self.sampling.temperature).softmax(-1), self.sampling)
+        # Below the greatest score, so that no temperature is too small to divide by.
+        below_V = (scores_V - scores_V.max()).double() / self.sampling.temperature
+        probabilities_V = truncated(below_V.float().softmax(-1), self.sampling)
         return int(torch.multinomial(probabilities_V, 1, generator=self._generator))
 
     def _logprob(self, logits_V: Tensor, chosen: int) -> TokenLogprob | None:

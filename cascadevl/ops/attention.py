@@ -65,18 +65,27 @@ def packed(lengths: Sequence[int]) -> Attend:
     the padding is never seen and needs no mask; its outputs are dropped.
     """
     longest, total = max(lengths), sum(lengths)
-    if min(lengths) == longest:
-        where = None
-    else:
-        where = torch.cat([torch.arange(n) + row * longest for row, n in enumerate(lengths)])
+    where = None if min(lengths) == longest else _places(lengths)
 
     def attend(layer: Layer, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         assert q_TNH.shape[0] == total, f"packed for {total} tokens, asked for {q_TNH.shape[0]}"
-        side_by_side = (_side_by_side(x, where, len(lengths), longest) for x in (q_TNH, k_TKH, v_TKH))
-        out_TNH = scores_to_output(layer, *side_by_side).transpose(1, 2).flatten(0, 1)
+        q, k, v = (_side_by_side(x, where, len(lengths), longest) for x in (q_TNH, k_TKH, v_TKH))
+        out_TNH = scores_to_output(layer, q, k, v).transpose(1, 2).flatten(0, 1)
         return out_TNH if where is None else out_TNH[where.to(out_TNH.device)]
 
     return attend
+
+
+def side_by_side(x_TNH: Tensor, lengths: Sequence[int]) -> Tensor:
+    """(T, N, H) of samples end to end -> (R, N, longest, H), padded with zeros on the right."""
+    where = None if min(lengths) == max(lengths) else _places(lengths)
+    return _side_by_side(x_TNH, where, len(lengths), max(lengths))
+
+
+def _places(lengths: Sequence[int]) -> Tensor:
+    """Row of each token once the samples lie side by side."""
+    longest = max(lengths)
+    return torch.cat([torch.arange(n) + row * longest for row, n in enumerate(lengths)])
 
 
 def _side_by_side(x_TNH: Tensor, where: Tensor | None, rows: int, longest: int) -> Tensor:

@@ -14,7 +14,7 @@ from cascadevl.core.messages import Conversation
 from cascadevl.core.shapes import Grid, num_tiles
 from cascadevl.preprocessing.image import MediaLimits, open_image
 from cascadevl.preprocessing.spec_file import Spec
-from cascadevl.preprocessing.template import Span, render
+from cascadevl.preprocessing.template import Span, find_template, render
 from cascadevl.preprocessing.tiling import Tiling
 from cascadevl.preprocessing.tokenizer import MARK_RANGE, TextTokenizer
 
@@ -53,7 +53,11 @@ class Processor:
         self.max_tokens = max_tokens
         """Longest prompt the model takes; None sets no bound."""
         self.limits = limits or MediaLimits()
-        self._context_id = tokenizer.id(spec.image_context)
+        self._start_id, self._context_id, self._end_id = map(
+            tokenizer.id, (spec.image_start, spec.image_context, spec.image_end)
+        )
+        if spec.jinja is None:
+            find_template(spec.template)
         self._bos = [tokenizer.id(spec.bos)] if spec.bos else []
         self._tiling = Tiling(
             tile_px=spec.tile_px,
@@ -109,13 +113,14 @@ class Processor:
         said = set(self.spec.system or "").union(*(turn.text for turn in conversation.turns))
         mark = next((chr(code) for code in MARK_RANGE if chr(code) not in said), None)
         if mark is None:
-            raise MessageError("The messages use all private-use characters of plane 15; one must be left to mark text.")
+            raise MessageError(
+                "The messages use all private-use characters of plane 15; one must be left to mark text."
+            )
         return _Disarmer(self.tokenizer, mark)
 
     def _tokenise(self, spans: list[Span], visual_tokens: list[int], mark: str) -> tuple[list[int], list[bool]]:
         """Ids and which of them are trained; each placeholder grows to its picture's tokens."""
         spec, tokenizer = self.spec, self.tokenizer
-        start, end = tokenizer.id(spec.image_start), tokenizer.id(spec.image_end)
         token_ids, trained = list(self._bos), [False] * len(self._bos)
         pending = iter(visual_tokens)
         num_places = 0
@@ -123,7 +128,7 @@ class Processor:
             for piece in tokenizer.split(span.text):
                 if piece == spec.image_context:
                     num_places += 1
-                    ids = [start, *[self._context_id] * next(pending, 0), end]
+                    ids = [self._start_id, *[self._context_id] * next(pending, 0), self._end_id]
                 elif piece in tokenizer.controls:
                     ids = [tokenizer.controls[piece]]
                 else:

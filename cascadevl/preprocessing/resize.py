@@ -23,7 +23,7 @@ NATIVE_MAX_SIDE_PX = 65_535
 
 def pil(image: Image.Image) -> Stretch:
     """The bicubic of the installed Pillow, antialiased: in C where that can be had, else by Pillow itself."""
-    resize_into_tiles = None if max(image.size) > NATIVE_MAX_SIDE_PX else _native()
+    resize_into_tiles = None if max(image.size) > NATIVE_MAX_SIDE_PX else native_resize()
     if resize_into_tiles is None:
         return functools.partial(_stretch_by_pillow, image)
     return functools.partial(_stretch_natively, resize_into_tiles, np.asarray(image))
@@ -43,7 +43,7 @@ def _stretch_natively(resize_into_tiles: Callable[..., int], image_YXC: np.ndarr
 
 
 @functools.cache
-def _native() -> Callable[..., int] | None:
+def native_resize() -> Callable[..., int] | None:
     """`resize_into_tiles` of resize.c, once it has given Pillow's pixels; None where there is none.
 
     Pillow 13 began to resize some pictures height first, which moved pixels by up to 30 levels, and other versions
@@ -55,7 +55,8 @@ def _native() -> Callable[..., int] | None:
     resize_into_tiles = library.resize_into_tiles
     resize_into_tiles.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 3, ctypes.c_void_p, *[ctypes.c_int] * 2]
     for height, width in ((40, 50), (70, 25)):
-        image_YXC = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        noise = np.arange(height * width * 3, dtype=np.uint32) * 2_654_435_761 >> 24
+        image_YXC = noise.astype(np.uint8).reshape(height, width, 3)
         tiles, expected = np.empty((2, 2, 2, 3, 16, 16), np.uint8)
         _stretch_natively(resize_into_tiles, image_YXC, tiles)
         _stretch_by_pillow(Image.fromarray(image_YXC), expected)

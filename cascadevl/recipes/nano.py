@@ -9,6 +9,7 @@ Hours and scores: in the card, `cascadevl/embedded/nano/README.md`.
 import bisect
 import itertools
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,7 @@ from cascadevl.data.batch import Batch, collate
 from cascadevl.data.packing import pack
 from cascadevl.gym import TASKS
 from cascadevl.gym.glyph_targets import glyph_targets
+from cascadevl.gym.pointers import answer_glyphs, visual_tokens
 from cascadevl.models.config import DecoderConfig, VisionConfig
 from cascadevl.ops.rope import Rope
 from cascadevl.preprocessing.processor import ModelInputs, Processor
@@ -65,7 +67,7 @@ DECODER = DecoderConfig(
     num_heads=4,
     num_kv_heads=2,
     head_size=64,
-    vocab_size=1024,
+    vocab_size=272,
     rope=Rope(theta=10000.0, max_position=2048),
     norm_eps=1e-6,
     qkv_bias=False,
@@ -103,6 +105,8 @@ class Stage:
     """Weight of the dense character targets of the tower."""
     next_token: bool = True
     """Off: the decoder is not even run."""
+    pointing: tuple[int, ...] = (1, 2, 3)
+    """Decoder layers with a head that is shown where to look."""
     max_tiles: int = 64
     max_tokens: int = 4096
     """Budget of a pack; the optimizer steps once per pack."""
@@ -134,18 +138,14 @@ def stages() -> list[Stage]:
 
 
 def new_parts(seed: int = 0) -> Parts:
-    """nano before training: tokenizer learned from the gym's texts, random weights."""
-    files = train_tokenizer(corpus(), DECODER.vocab_size - 12)
+    """nano before training: random weights, and a tokenizer of the 256 bytes.
+
+    A reader of unseen words copies characters. With byte pairs it would have to see a word's end before
+    it could say the word's first token, and to know every pair by sight.
+    """
+    files = train_tokenizer([], 256)
     spec = Spec(max_tiles=6, template="jinja", jinja=CHAT_TEMPLATE)
     return assemble("nano", VISION, DECODER, files, spec, seed=seed, std=0.02)
-
-
-def corpus(num_samples: int = 400) -> Iterator[str]:
-    """Questions and answers of every family, once each: what the byte pairs are counted on."""
-    for name in TASKS:
-        for sample in make_task(name, seed=1).samples(num_samples):
-            yield sample.question
-            yield sample.answer
 
 
 def make_task(name: str, *, split: str = "train", seed: int = 0) -> Task:
@@ -187,7 +187,11 @@ class GymBatches:
         samples = (draw(index) for index in itertools.count(self.position))
         for packed in pack(samples, max_tokens=self.max_tokens, max_tiles=self.max_tiles):
             self.position += len(packed)
-            yield collate([inputs for inputs, _ in packed], [self._glyphs(*item) for item in packed])
+            yield collate(
+                [inputs for inputs, _ in packed],
+                [self._glyphs(*item) for item in packed],
+                [self._pointers(*item) for item in packed],
+            )
 
     def _glyphs(self, inputs: ModelInputs, sample: Sample) -> torch.Tensor:
         spec = self.processor.spec
@@ -195,6 +199,24 @@ class GymBatches:
             sample.glyphs, inputs.sizes[0], inputs.grids[0], spec.tile_px, VISION.patch_px, spec.thumbnail
         )
         return torch.from_numpy(targets)
+
+    def _pointers(self, inputs: ModelInputs, sample: Sample) -> torch.Tensor:
+        """(2, pairs) of token and visual token, where the answer stands in the picture just once."""
+        said = inputs.trained.nonzero().flatten().tolist()
+        printed = answer_glyphs(sample.answer, sample.glyphs)
+        if printed is None or len(said) != len(sample.answer.encode()) + 1:
+            return torch.empty(2, 0, dtype=torch.int64)
+        places = (
+            (inputs.token_ids == self.processor.tokenizer.id(self.processor.spec.image_context)).nonzero().flatten()
+        )
+        side = math.isqrt(self.processor.spec.visual_tokens_per_tile)
+        pairs, token = [], said[0] - 1
+        for char, glyph in zip(sample.answer, printed, strict=True):
+            shown = visual_tokens(glyph, inputs.sizes[0], inputs.grids[0], side) if glyph else []
+            for _ in char.encode():
+                pairs += [(token, int(places[at])) for at in shown]
+                token += 1
+        return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
 
 
 def train(
@@ -260,7 +282,10 @@ def run_stage(
     fit(
         model=parts.model,
         objective=ReadPatches(
-            head=head, weight=stage.glyph_weight, next_token=NextToken() if stage.next_token else None
+            head=head,
+            weight=stage.glyph_weight,
+            next_token=NextToken() if stage.next_token else None,
+            pointing=stage.pointing,
         ),
         batches=itertools.islice(batches, stage.steps - state.step),
         optimizer=optimizer,

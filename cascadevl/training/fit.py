@@ -57,4 +57,3 @@ def fit(
         observe(state, loss, float(norm))
         save(state)
     return state
-

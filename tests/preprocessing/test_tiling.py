@@ -124,9 +124,7 @@ def test_the_area_rule_depends_on_the_side_of_a_tile() -> None:
     assert Tiling(tile_px=448).grid(448, 448) == (1, 1)
     assert Tiling(tile_px=224).grid(448, 448) == (2, 2)
     for width, height in many_sizes(300):
-        assert Tiling(tile_px=112).grid(width, height) == published_rule(
-            width, height, 112, published_ratios(1, 12)
-        )
+        assert Tiling(tile_px=112).grid(width, height) == published_rule(width, height, 112, published_ratios(1, 12))
 
 
 # ---- the tiles
@@ -210,9 +208,7 @@ def test_the_picture_and_earlier_tiles_stay_unchanged(resize: Any) -> None:
     thumbnail=st.booleans(),
     resize=st.sampled_from(["pil", "torch_uint8"]),
 )
-def test_shapes_follow_from_the_grid(
-    width: int, height: int, max_tiles: int, thumbnail: bool, resize: Any
-) -> None:
+def test_shapes_follow_from_the_grid(width: int, height: int, max_tiles: int, thumbnail: bool, resize: Any) -> None:
     tiling = Tiling(tile_px=28, max_tiles=max_tiles, thumbnail=thumbnail, resize=resize)
     grid, tiles_SCYX = tiling(Image.new("RGB", (width, height), (1, 2, 3)))
     assert 1 <= grid[0] * grid[1] <= max_tiles

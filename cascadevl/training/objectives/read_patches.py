@@ -17,6 +17,9 @@ from cascadevl.models.internvl import InternVL
 from cascadevl.models.projector import pixel_shuffle
 from cascadevl.training.objectives import Loss
 from cascadevl.training.objectives.next_token import NextToken
+from cascadevl.training.objectives.pointing import Pointing
+
+POINTING_WEIGHT = 0.3
 
 
 class GlyphHead(nn.Module):
@@ -53,6 +56,8 @@ class ReadPatches:
     head: GlyphHead
     weight: float = 1.0
     next_token: NextToken | None = None
+    pointing: tuple[int, ...] = ()
+    """Decoder layers whose first head is shown where to look."""
 
     def __call__(self, model: InternVL, batch: Batch) -> Loss:
         patches_SPD = model.vision_model(batch.tiles, model.config.select_layer)
@@ -66,7 +71,13 @@ class ReadPatches:
             visual = model.mlp1(pixel_shuffle(patches_SPD, config.downsample_ratio, config.pixel_shuffle))
             embed_TD = model.language_model.embed(batch.token_ids)
             embed_TD = model.splice(embed_TD, batch.token_ids, visual.flatten(0, 1))
-            hidden_TD = model.language_model(embed_TD, batch.positions, batch.attend)
+            attend = batch.attend
+            if self.pointing and batch.pointers is not None and batch.pointers.numel():
+                attend = Pointing(attend, batch, self.pointing)
+            hidden_TD = model.language_model(embed_TD, batch.positions, attend)
+            if isinstance(attend, Pointing):
+                total = total + POINTING_WEIGHT * attend.loss
+                terms["pointing"] = attend.loss.item()
             said = self.next_token.from_hidden(model, hidden_TD, batch)
             total, num_tokens = total + said.total, said.num_tokens
             terms |= said.terms
