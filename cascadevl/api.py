@@ -126,6 +126,5 @@ class Bundle:
 
 def _listed(images: Any) -> list[Any]:
     """A single picture is taken as a list of one."""
-    return (
-        [images] if isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Iterable) else list(images)
-    )
+    alone = isinstance(images, str | bytes | os.PathLike) or hasattr(images, "__array_interface__")
+    return [images] if alone or not isinstance(images, Iterable) else list(images)

@@ -88,8 +88,9 @@ def locate(model: str | os.PathLike[str]) -> Path:
     model. Does not import torch.
     """
     name = os.fspath(model)
-    if not name:
-        raise CheckpointNotFound("The model's name is empty: expected a folder, a hub id, or an embedded model.")
+    if not name or max(map(len, name.split(os.sep))) > 255:
+        empty = "longer than a path can be" if name else "empty"
+        raise CheckpointNotFound(f"The model's name is {empty}: expected a folder, a hub id, or an embedded model.")
     if (EMBEDDED / name / "config.json").is_file() and os.sep not in name:
         return EMBEDDED / name
     folder = Path(name).expanduser()

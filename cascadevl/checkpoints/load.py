@@ -1,14 +1,12 @@
 """A folder becomes Parts. Every tensor is accounted for before the first one is read."""
 
 import logging
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cascadevl.checkpoints import weights
 from cascadevl.checkpoints.layouts import EMBEDDED, Layout, layouts, locate, read_json, recognise
@@ -131,30 +129,13 @@ def _fill(
     ours = dict(network.named_parameters())
     pieces = {name: layout.pieces(name) for name in ours}
     _account(ours, pieces, found, folder)
-    modules = dict(network.named_modules())
+    modules, reader = dict(network.named_modules()), weights.Reader()
     for name, parts in pieces.items():
-        if len(parts) == 1:
-            tensor = _read(found[parts[0].name], parts[0].name, dtype)
-        else:
-            tensor = torch.empty(ours[name].shape, dtype=dtype)
-            for piece, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
-                rows.copy_(_read(found[piece.name], piece.name, dtype))
+        tensor = torch.empty(ours[name].shape, dtype=dtype)
+        for piece, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
+            reader.fill(rows, found[piece.name], piece.name)
         owner, _, attribute = name.rpartition(".")
         setattr(modules[owner], attribute, torch.nn.Parameter(tensor.to(device), requires_grad=False))
-
-
-def _read(entry: weights.Entry, name: str, dtype: torch.dtype) -> Tensor:
-    stored = entry.read()
-    tensor = stored.to(dtype)
-    if math.isfinite(float(tensor.sum(dtype=torch.float32))) or bool(tensor.isfinite().all()):
-        return tensor
-    if bool(stored.isfinite().all()):
-        raise CheckpointError(
-            f"The tensor {name!r} in {entry.file} holds numbers too large for {dtype}: load it as bfloat16 or float32."
-        )
-    raise CheckpointError(
-        f"The tensor {name!r} in {entry.file} holds NaN or infinity: the file is damaged, or training diverged."
-    )
 
 
 def _account(ours: dict, pieces: dict, found: dict[str, weights.Entry], folder: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,15 +38,24 @@ def load_training(
     """Fill `modules` (and the optimizer) from a folder; returns the JSON state."""
     if not (folder / STATE).is_file():
         raise CheckpointError(f"{folder} holds no training state: expected {STATE}.")
-    tensors = load_file(folder / MODULES)
+    tensors = _tensors(folder / MODULES)
     for key, module in modules.items():
-        module.load_state_dict(
-            {name.removeprefix(f"{key}/"): t for name, t in tensors.items() if name.startswith(f"{key}/")}
-        )
+        ours = {name.removeprefix(f"{key}/"): t for name, t in tensors.items() if name.startswith(f"{key}/")}
+        try:
+            module.load_state_dict(ours)
+        except RuntimeError as error:
+            raise CheckpointError(f"{folder} was saved from another {key!r}: {error}") from error
     if optimizer is not None:
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in load_file(folder / MOMENTS).items():
+        for name, tensor in _tensors(folder / MOMENTS).items():
             index, _, field = name.partition("/")
             moments.setdefault(int(index), {})[field] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     return json.loads((folder / STATE).read_text(encoding="utf-8"))
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -33,6 +34,8 @@ DTYPES = {
 }
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
+PIECE = 250_000
+"""Numbers that are read at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +52,46 @@ class Entry:
     def num_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self) -> Tensor:
-        """The tensor in memory of its own."""
-        tensor = torch.empty(self.shape, dtype=self.dtype)
-        if tensor.numel():
-            with open(self.file, "rb", buffering=0) as file:
-                file.seek(self.start)
-                view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
-                while view:
-                    got = file.readinto(view)
-                    if not got:
-                        raise CheckpointError(f"{self.file} ended while a tensor was being read.")
-                    view = view[got:]
-        return tensor
+
+class Reader:
+    """Fills tensors from files, a piece at a time, through memory that it keeps.
+
+    Memory that comes and goes between tensors that stay would leave holes, up to half of the model's size.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(8 * PIECE, dtype=torch.uint8)
+        self._numbers = torch.empty(PIECE)
+
+    def fill(self, target: Tensor, entry: Entry, name: str) -> None:
+        """Read into `target`, contiguous and of any floating type.
+
+        Raises CheckpointError for a file that ends early and for what is no number in the type of `target`.
+        """
+        with open(entry.file, "rb", buffering=0) as file:
+            file.seek(entry.start)
+            for piece in target.view(-1).split(PIECE):
+                stored = piece
+                if piece.dtype != entry.dtype:
+                    stored = self._bytes[: len(piece) * entry.dtype.itemsize].view(entry.dtype)
+                _read(file, stored)
+                if stored is not piece:
+                    piece.copy_(stored)
+                numbers = self._numbers[: len(piece)].copy_(piece)
+                if not math.isfinite(float(numbers.sum())) and not bool(numbers.isfinite().all()):
+                    why = "NaN or infinity: the file is damaged, or training diverged."
+                    if bool(stored.float().isfinite().all()):
+                        why = f"numbers too large for {target.dtype}: load it as bfloat16 or float32."
+                    raise CheckpointError(f"The tensor {name!r} in {entry.file} holds {why}")
+
+
+def _read(file: FileIO, stored: Tensor) -> None:
+    view = stored.view(torch.uint8).numpy().data
+    while view:
+        got = file.readinto(view)
+        if not got:
+            raise CheckpointError(f"{file.name} ended while a tensor was being read.")
+        view = view[got:]
 
 
 def entries(folder: Path) -> dict[str, Entry]:

@@ -88,7 +88,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if not fits(hint, value):
         choices = " or ".join(map(repr, typing.get_args(hint))) if typing.get_origin(hint) is typing.Literal else ""
         raise ConfigError(f"{where}: expected {choices or getattr(hint, '__name__', hint)}, got {value!r:.80}.")
-    return float(value) if hint is float else value
+    return float(typing.cast(Any, value)) if hint is float else value
 
 
 def fits(hint: Any, value: Any) -> bool:
@@ -96,7 +96,8 @@ def fits(hint: Any, value: Any) -> bool:
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)
     if hint in (int, float):
-        return isinstance(value, int | hint) and not isinstance(value, bool)
-    kind = typing.get_origin(hint) or hint
+        kinds: Any = (int, float) if hint is float else int
+        return isinstance(value, kinds) and not isinstance(value, bool)
+    kind: Any = typing.get_origin(hint) or hint
     asked = isinstance(kind, type) and kind is not Any and not getattr(kind, "_is_protocol", False)
-    return not asked or isinstance(value, kind)
+    return not asked or isinstance(value, typing.cast(type, kind))

@@ -14,7 +14,7 @@ def loop_period(token_ids: Sequence[int]) -> int | None:
     """Length of the repeated piece, or None while there is no loop."""
     for period in range(1, LONGEST_PERIOD + 1):
         stretch = max(period * MIN_REPEATS, MIN_TOKENS)
-        if stretch > len(token_ids):
+        if stretch > len(token_ids) or token_ids[-1] != token_ids[-1 - period]:
             continue
         tail = token_ids[-stretch:]
         if all(tail[i] == tail[i + period] for i in range(stretch - period)):

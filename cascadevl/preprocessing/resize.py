@@ -18,7 +18,7 @@ Stretch = Callable[[np.ndarray], None]
 """Stretches one picture over tiles of (rows, columns, 3, side, side), uint8 and contiguous, which it fills."""
 
 NATIVE_MAX_SIDE_PX = 65_535
-"""Longer pictures are Pillow's: it computes lengths in floats, and our lanes would take too much memory."""
+"""Longer pictures are Pillow's: the C code takes up to 64 bytes of memory for each column of pixels."""
 
 
 def pil(image: Image.Image) -> Stretch:
@@ -46,8 +46,8 @@ def _stretch_natively(resize_into_tiles: Callable[..., int], image_YXC: np.ndarr
 def native_resize() -> Callable[..., int] | None:
     """`resize_into_tiles` of resize.c, once it has given Pillow's pixels; None where there is none.
 
-    Pillow 13 began to resize some pictures height first, which moved pixels by up to 30 levels, and other versions
-    may differ again. Hence the trial, on one picture for each order.
+    Pillow 13 changed the order of its passes, and pixels by some 30 levels; another version may do the like. Hence
+    a trial, with one picture for each order.
     """
     library = native.load(Path(__file__).with_suffix(".c"))
     if library is None:
@@ -69,18 +69,18 @@ def native_resize() -> Callable[..., int] | None:
 def torch_uint8(image: Image.Image) -> Stretch:
     """The same filter with weights of 16 bits, vectorised where the processor has AVX2.
 
-    torch resizes along the rows first. So did Pillow until 13.0, which begins with the columns where those
-    shrink much more (pull request 9549). Rounding in between sets the two orders up to 30 levels apart on
-    black-and-white noise, so we follow Pillow.
+    torch resizes the width first. So did Pillow until 13.0, which begins with the height where that shrinks much
+    more (pull request 9549). Rounding in between sets the two orders some 30 levels apart on black-and-white
+    noise, so we follow Pillow.
     """
     # No copy of what is only read; and in this order of strides torch sees channels last, its quick case.
     original_SCYX = torch.from_dlpack(np.asarray(image))[None].permute(0, 3, 1, 2)
 
     def stretch(tiles: np.ndarray) -> None:
         size = _canvas_size(tiles)
-        columns_first = 0 < image.height - size[1] > 2 * (image.width - size[0])
+        height_first = 0 < image.height - size[1] > 2 * (image.width - size[0])
         pixels_SCYX = original_SCYX
-        for width, height in [(image.width, size[1]), size] if columns_first else [size]:
+        for width, height in [(image.width, size[1]), size] if height_first else [size]:
             if pixels_SCYX.shape[2:] != (height, width):
                 pixels_SCYX = F.interpolate(pixels_SCYX, (height, width), mode="bicubic", antialias=True)
         _cut(pixels_SCYX[0].permute(1, 2, 0).numpy(), tiles)

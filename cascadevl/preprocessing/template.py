@@ -224,8 +224,11 @@ def _compiled(source: str) -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    known: dict[str, Any] = {
+        "raise_exception": raise_exception,
+        "strftime_now": lambda form: datetime.now().strftime(form),  # now is when it is rendered
+    }
+    environment.globals.update(known)
     try:
         return environment.from_string(source)
     except TemplateSyntaxError as error:

@@ -33,7 +33,7 @@ class Tiling:
     thumbnail: bool = True
     """Append the whole picture as one more tile, unless it is a single tile already."""
     resize: Literal["pil", "torch_uint8"] = "pil"
-    """`pil` is exact to the released models; `torch_uint8` is faster, and off by at most 2 of 255."""
+    """`pil` is exact to the released models; `torch_uint8` may be faster, and is off by at most 2 of 255."""
 
     def __post_init__(self) -> None:
         if self.tile_px < 1:

@@ -188,7 +188,7 @@ def _qwen_definition(files: dict[str, str]) -> dict[str, Any]:
     """The fast form of a slow Qwen2 tokenizer, whose files are vocab.json and merges.txt."""
     vocabulary = json.loads(files["vocab.json"])
     lines = [line for line in files["merges.txt"].split("\n") if line and not line.startswith("#version")]
-    merges = [tuple(line.split(" ")) for line in lines]
+    merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
     backend = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
     config = json.loads(files.get("tokenizer_config.json", "{}"))
     added = {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}

@@ -237,7 +237,7 @@ def train(
     if not resume:
         save_parts(load_parts(init, dtype="float32") if init else new_parts(seed), start)
     parts = load_parts(start, dtype="float32")
-    modules = {"model": parts.model, "head": new_head(VISION.hidden_size, torch.Generator().manual_seed(seed))}
+    modules: dict[str, nn.Module] = {"model": parts.model, "head": new_head(VISION.hidden_size, torch.Generator().manual_seed(seed))}
     done: dict[str, Any] = load_training(last, modules) if resume else {"stage": 0, "step": 0}
     for number, stage in enumerate(stages()):
         if number >= done["stage"]:

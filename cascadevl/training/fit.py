@@ -50,6 +50,8 @@ def fit(
             raise Diverged(f"The loss is {loss.total.item()} at step {state.step}: lower the learning rate.")
         loss.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        if not torch.isfinite(norm):
+            raise Diverged(f"The gradient's norm is {norm.item()} at step {state.step}: lower the learning rate.")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.step += 1

@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
             for target, update in zip(parameter.chunk(thirds), ahead.chunk(thirds), strict=True):
                 if target.shape[0] > target.shape[1]:
                     target, update = target.mT, update.mT
-                pending.setdefault(tuple(target.shape), []).append((target, update))
+                pending.setdefault((target.shape[0], target.shape[1]), []).append((target, update))
         for (_, columns), items in pending.items():
             updates = orthogonalise(torch.stack([update for _, update in items]))
             for (target, _), update in zip(items, updates, strict=True):

@@ -19,9 +19,7 @@ def test_the_official_form_by_hand() -> None:
 def test_text_and_back_moves_no_edge_by_more_than_a_pixel_or_half_a_thousandth(
     width: int, height: int, shares: list[tuple[float, float, float, float]]
 ) -> None:
-    boxes = [
-        Box(min(a, c) * width, min(b, d) * height, max(a, c) * width, max(b, d) * height) for a, b, c, d in shares
-    ]
+    boxes = [Box(min(a, c) * width, min(b, d) * height, max(a, c) * width, max(b, d) * height) for a, b, c, d in shares]
     read = parse_boxes(format_boxes(boxes, width, height), width, height)
     assert len(read) == len(boxes)
     for box, again in zip(boxes, read, strict=True):

@@ -49,6 +49,11 @@ def test_an_atomic_folder_replaces_an_older_one_entirely(tmp_path: Path) -> None
     assert os.listdir(tmp_path / "deep") == ["model"]
 
 
+def _write_half(folder: Path, error: type[BaseException]) -> None:
+    (folder / "a").write_text("half")
+    raise error
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failed_atomic_folder_leaves_the_old_one_and_nothing_of_the_new(
     tmp_path: Path, error: type[BaseException]
@@ -57,15 +62,12 @@ def test_a_failed_atomic_folder_leaves_the_old_one_and_nothing_of_the_new(
     with atomic_folder(target) as work:
         (work / "a").write_text("old")
     with pytest.raises(error), atomic_folder(target) as work:
-        (work / "a").write_text("half")
-        raise error
+        _write_half(work, error)
     assert _tree(tmp_path) == {"model/a": "old"}
     assert os.listdir(tmp_path) == ["model"]
 
 
-def test_the_old_folder_comes_back_when_the_last_step_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_old_folder_comes_back_when_the_last_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "model"
     with atomic_folder(target) as work:
         (work / "a").write_text("old")

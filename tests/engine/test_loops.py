@@ -17,7 +17,9 @@ def _by_definition(ids: list[int]) -> int | None:
     return None
 
 
-@given(st.lists(st.integers(0, 2), max_size=6), st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(0, 90))
+@given(
+    st.lists(st.integers(0, 2), max_size=6), st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(0, 90)
+)
 def test_it_is_the_definition(before: list[int], piece: list[int], length: int) -> None:
     ids = before + (piece * 100)[:length]
     assert loop_period(ids) == _by_definition(ids)

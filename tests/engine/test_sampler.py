@@ -16,7 +16,9 @@ from cascadevl.engine.sampler import Sampler, truncated
 P = torch.tensor([0.4, 0.1, 0.3, 0.15, 0.05])
 
 
-def _sampler(sampling: Sampling, *, prompt: list[int] | None = None, banned: tuple[int, ...] = (), num: int = 5) -> Sampler:
+def _sampler(
+    sampling: Sampling, *, prompt: list[int] | None = None, banned: tuple[int, ...] = (), num: int = 5
+) -> Sampler:
     return Sampler(sampling, torch.tensor(prompt or [], dtype=torch.int64), banned, num)
 
 
@@ -42,7 +44,8 @@ def test_truncation_by_hand(settings: dict[str, Any], expected: list[float]) -> 
 
 @pytest.mark.parametrize("settings", [{"top_k": 3}, {"top_p": 0.8}, {"min_p": 0.3}, {"temperature": 0.5}])
 def test_draws_follow_the_distribution(settings: dict[str, Any]) -> None:
-    sampling = Sampling(**{"temperature": 1.0, "seed": 0, **settings})
+    merged: dict[str, Any] = {"temperature": 1.0, "seed": 0, **settings}
+    sampling = Sampling(**merged)
     expected = truncated((P.log() / sampling.temperature).softmax(-1), sampling)
     sampler, num = _sampler(sampling), 3000
     counts = Counter(sampler(P.log())[0] for _ in range(num))
@@ -87,7 +90,9 @@ def test_logprobs_are_the_log_softmax_before_temperature_and_penalty(logits_V: T
     assert logprob.token_id == chosen
     assert logprob.logprob == pytest.approx(float(expected[chosen]), abs=1e-5)
     assert [i for i, _ in logprob.top] == logits_V.argsort(descending=True)[:num_top].tolist()
-    assert [value for _, value in logprob.top] == pytest.approx(expected.sort(descending=True).values[:num_top].tolist(), abs=1e-5)
+    assert [value for _, value in logprob.top] == pytest.approx(
+        expected.sort(descending=True).values[:num_top].tolist(), abs=1e-5
+    )
 
 
 def test_no_logprobs_unless_asked_for() -> None:

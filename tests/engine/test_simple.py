@@ -1,7 +1,7 @@
 """Generation: the cache changes nothing, pieces make the text, stop texts do not leak, everything ends."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import cycle
 from typing import Any
 
@@ -23,7 +23,10 @@ PARTS = {family: tiny_parts(family, std=0.2) for family in ("qwen2", "qwen3")}
 MESSAGES: list[dict[str, Any]] = [
     {
         "role": "user",
-        "content": [{"type": "image", "image": Image.radial_gradient("L").resize((150, 60))}, {"type": "text", "text": "q"}],
+        "content": [
+            {"type": "image", "image": Image.radial_gradient("L").resize((150, 60))},
+            {"type": "text", "text": "q"},
+        ],
     }
 ]
 
@@ -35,7 +38,7 @@ def _run(parts: Parts, sampling: Sampling, messages: Any = MESSAGES) -> tuple[li
 
 
 @pytest.fixture
-def scripted() -> Iterator[Callable[[Callable[[int], int | Tensor]], Parts]]:
+def scripted() -> Callable[[Callable[[int], int | Tensor]], Parts]:
     """A model whose n-th token (or logits) is what a function says."""
     parts = tiny_parts("qwen3")
 
@@ -126,7 +129,7 @@ def test_a_loop_ends_with_its_reason(scripted: Callable) -> None:
 
 
 def test_an_honest_list_is_said_to_its_end(scripted: Callable) -> None:
-    """"0 0\n", "0 1\n", …: 60 lines that differ in one token."""
+    """ "0 0\n", "0 1\n", …: 60 lines that differ in one token."""
     tokenizer = PARTS["qwen3"].tokenizer
     ids = tokenizer.encode("".join(f"{n // 10} {n % 10}\n" for n in range(60)))
     parts = scripted(lambda n: [*ids, tokenizer.id("<|im_end|>")][n])
@@ -167,7 +170,7 @@ def test_between_two_pieces_the_caller_may_train() -> None:
     weight = torch.ones(2, requires_grad=True)
     (weight * 2).sum().backward()
     assert weight.grad is not None
-    pieces.close()
+    assert isinstance(list(pieces)[-1], Generation)
 
 
 TOKENIZER = PARTS["qwen3"].tokenizer

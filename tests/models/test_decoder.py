@@ -25,7 +25,11 @@ def test_a_token_does_not_see_what_follows() -> None:
 
 def test_families_differ_by_biases_and_head_norms_alone() -> None:
     def extras(family: str) -> set[str]:
-        return {name.rpartition("layers.0.")[2] for name, _ in Decoder(TINY_DECODERS[family]).named_parameters() if "layers.0." in name}
+        return {
+            name.rpartition("layers.0.")[2]
+            for name, _ in Decoder(TINY_DECODERS[family]).named_parameters()
+            if "layers.0." in name
+        }
 
     shared = extras("qwen2") & extras("qwen3")
     assert extras("qwen2") - shared == {f"self_attn.{x}_proj.bias" for x in "qkv"}

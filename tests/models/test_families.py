@@ -31,18 +31,39 @@ QWEN3_8B: dict[str, Any] = {
 
 def test_qwen3_8b_as_published() -> None:
     config = read_decoder(QWEN3_8B, tied=False)
-    assert (config.head_size, config.num_heads, config.num_kv_heads, config.qkv_bias, config.qk_norm) == (128, 32, 8, False, True)
+    assert (config.head_size, config.num_heads, config.num_kv_heads, config.qkv_bias, config.qk_norm) == (
+        128,
+        32,
+        8,
+        False,
+        True,
+    )
     assert config.rope == Rope(theta=1e6, max_position=40960)
 
 
 def test_internvl3_carries_dynamic_scaling() -> None:
     """[qwen2, rope_scaling {dynamic, 2.0}, 32768]: the head size follows from width and heads."""
-    official = {**QWEN3_8B, "model_type": "qwen2", "hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4}
-    official |= {"rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"}, "max_position_embeddings": 32768}
+    official = {
+        **QWEN3_8B,
+        "model_type": "qwen2",
+        "hidden_size": 3584,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    }
+    official |= {
+        "rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"},
+        "max_position_embeddings": 32768,
+    }
     del official["head_dim"], official["attention_bias"]
     config = read_decoder(official, tied=False)
     assert (config.head_size, config.qkv_bias, config.qk_norm) == (128, True, False)
     assert config.rope == Rope(theta=1e6, kind="dynamic", factor=2.0, max_position=32768)
+
+
+def test_dynamic_scaling_starts_behind_max_position_as_in_transformers() -> None:
+    """An `original_max_position_embeddings` beside it is read by other kinds of scaling alone."""
+    scaling = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 8192}
+    assert read_decoder({**QWEN3_8B, "rope_scaling": scaling}, tied=False).rope.max_position == 40960
 
 
 @pytest.mark.parametrize(
@@ -50,7 +71,11 @@ def test_internvl3_carries_dynamic_scaling() -> None:
     [
         {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4}},
         {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-        {"rope_theta": None, "rope_scaling": None, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}},
+        {
+            "rope_theta": None,
+            "rope_scaling": None,
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5},
+        },
     ],
 )
 def test_old_and_new_spellings_of_the_rotary_settings_agree(spelling: dict[str, Any]) -> None:
@@ -83,7 +108,10 @@ def test_every_family_has_a_tiny_member() -> None:
         ({"model_type": "mamba"}, "type 'mamba'. Supported: qwen2, qwen3"),
         ({"use_sliding_window": True}, "sliding windows"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'; expected 'silu'"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn' is not supported here; supported: default, linear, dynamic"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+            "'yarn' is not supported here; supported: default, linear, dynamic",
+        ),
         ({"rope_scaling": {"type": "dynamic"}}, "lacks 'factor'"),
         ({"hidden_size": ...}, "lacks 'hidden_size'"),
         ({"vocab_size": ...}, "lacks 'vocab_size'"),

@@ -41,7 +41,9 @@ def test_a_count_that_differs_is_refused_with_both_numbers(change: int) -> None:
     inputs = parts.processor(SAMPLES[0])
     tiles = inputs.tiles[:change] if change < 0 else torch.cat([inputs.tiles, inputs.tiles[:1]])
     expected = inputs.num_visual_tokens
-    with pytest.raises(InternalError, match=f"has {expected} <IMG_CONTEXT> places, the tiles gave {expected + 4 * change} "):
+    with pytest.raises(
+        InternalError, match=f"has {expected} <IMG_CONTEXT> places, the tiles gave {expected + 4 * change} "
+    ):
         parts.model.embed(inputs.token_ids, tiles)
     with pytest.raises(InternalError, match=f"has {expected} <IMG_CONTEXT> places, the tiles gave 0 "):
         parts.model.embed(inputs.token_ids)
@@ -76,7 +78,12 @@ def test_positions_of_a_prompt_advance_by_delta_where_the_picture_is() -> None:
     ids = parts.processor(_messages([(56, 56)], "?")).token_ids
     first = ids.tolist().index(parts.model.config.image_token_id)
     positions = parts.model.positions(ids, 0.25).tolist()
-    assert positions[first - 1 : first + 6] == [first - 1, *(first - 1 + 0.25 * k for k in (1, 2, 3, 4)), first + 1, first + 2]
+    assert positions[first - 1 : first + 6] == [
+        first - 1,
+        *(first - 1 + 0.25 * k for k in (1, 2, 3, 4)),
+        first + 1,
+        first + 2,
+    ]
 
 
 def test_meta_construction_allocates_nothing() -> None:

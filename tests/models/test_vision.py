@@ -7,7 +7,7 @@ from torch import Tensor
 from cascadevl.checkpoints.tiny import TINY_VISION
 from cascadevl.core.config import evolve
 from cascadevl.core.errors import ConfigError
-from cascadevl.models.vision import InternViT
+from cascadevl.models.vision import Block, InternViT
 
 
 def _tower(std: float = 0.05, **changes: object) -> InternViT:
@@ -30,7 +30,12 @@ def _normalised(tower: InternViT, tiles_SCYX: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("std", [0.002, 0.05, 0.5])
 @pytest.mark.parametrize(
-    "pixels", [{}, {"pixel_mean": (0.5, 0.5, 0.5), "pixel_std": (0.5, 0.5, 0.5)}, {"pixel_mean": (0.0,) * 3, "pixel_std": (1.0,) * 3}]
+    "pixels",
+    [
+        {},
+        {"pixel_mean": (0.5, 0.5, 0.5), "pixel_std": (0.5, 0.5, 0.5)},
+        {"pixel_mean": (0.0,) * 3, "pixel_std": (1.0,) * 3},
+    ],
 )
 def test_folded_normalisation_equals_normalising_first(std: float, pixels: dict) -> None:
     """To 2e-6 of the greatest value in fp32, patch by patch and behind the whole tower."""
@@ -75,7 +80,9 @@ def test_tiles_do_not_see_each_other() -> None:
     with torch.no_grad():
         together = tower(tiles_SCYX)
         for number in range(len(tiles_SCYX)):
-            torch.testing.assert_close(tower(tiles_SCYX[number : number + 1])[0], together[number], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                tower(tiles_SCYX[number : number + 1])[0], together[number], atol=1e-5, rtol=1e-5
+            )
 
 
 def test_gradients_reach_the_patches_through_folded_weights() -> None:
@@ -95,6 +102,7 @@ def test_a_stochastic_depth_of_one_half_drops_whole_branches_of_tiles_and_keeps_
     tower = _tower(num_layers=3, drop_path=0.5)
     assert [block.drop_path for block in tower.encoder.layers] == [0, 0.25, 0.5]
     block, branch_SPD = tower.encoder.layers[2].train(), torch.ones(4000, 2, 2)
+    assert isinstance(block, Block)
     torch.manual_seed(0)
     dropped = block._drop(branch_SPD)
     assert {tuple(values.unique().tolist()) for values in dropped} == {(0.0,), (2.0,)}

@@ -2,12 +2,14 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cascadevl.core.config import evolve
 from cascadevl.core.errors import ConfigError
 from cascadevl.ops.rope import Rope, rope_table, rotate, v2pe_positions
 
@@ -62,9 +64,9 @@ def test_dynamic_scaling_grows_theta_by_the_ntk_formula_beyond_it() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"kind": "yarn"}, {"factor": 0.5}, {"theta": 0.0}])
-def test_an_impossible_rope_is_refused(bad: dict) -> None:
+def test_an_impossible_rope_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="Rope"):
-        Rope(**{"theta": 1e4, **bad})
+        evolve(Rope(theta=1e4), **bad)
 
 
 @given(st.lists(st.booleans(), max_size=60))

@@ -87,9 +87,10 @@ def read_oracle() -> Callable[[Path], InternVLForConditionalGeneration]:
 
     def oracle(folder: Path) -> InternVLForConditionalGeneration:
         if folder not in read:
-            model, report = InternVLForConditionalGeneration.from_pretrained(
+            loaded: Any = InternVLForConditionalGeneration.from_pretrained(
                 folder, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
             )
+            model, report = loaded
             assert not any(report.values()), report
             read[folder] = model.eval()
         return read[folder]

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_the_bound_sees_small_mistakes(
 @pytest.mark.parametrize("kind", ["dynamic", "linear"])
 @pytest.mark.parametrize("text", ["short", "long " * 30])
 def test_scaled_rope_equals_within_and_beyond_the_trained_length(
-    kind: str, text: str, make_member: Oracle, read_oracle: Oracle
+    kind: Literal["dynamic", "linear"], text: str, make_member: Oracle, read_oracle: Oracle
 ) -> None:
     rope = Rope(theta=1e4, kind=kind, factor=2.0, max_position=64)
     folder = make_member(rope=rope).folder
@@ -176,9 +176,7 @@ def test_a_folder_that_transformers_wrote_is_read(
     text = {**raw["text_config"], "tie_word_embeddings": tied}
     torch.manual_seed(0)
     model = InternVLForConditionalGeneration(
-        InternVLConfig(
-            **{**raw, "text_config": text, "tie_word_embeddings": tied}, attn_implementation="eager"
-        )
+        InternVLConfig(**{**raw, "text_config": text, "tie_word_embeddings": tied}, attn_implementation="eager")  # type: ignore[call-arg]
     ).eval()
     with torch.no_grad():
         for p in model.parameters():

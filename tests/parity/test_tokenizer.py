@@ -1,12 +1,12 @@
 """Token ids against transformers' Qwen2 tokenizer, from both forms of its files."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -44,13 +44,15 @@ def _files(slow: bool) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["tokenizer.json", "vocab and merges"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("tokenizer")
     for name, text in _files(request.param).items():
         (folder / name).write_text(text, encoding="utf-8")
     theirs = AutoTokenizer.from_pretrained(folder)
     assert type(theirs).__name__.startswith("Qwen2Tokenizer")
-    yield Pair(TextTokenizer.from_folder(folder), lambda text: theirs(text, add_special_tokens=False)["input_ids"], folder)
+    return Pair(
+        TextTokenizer.from_folder(folder), lambda text: theirs(text, add_special_tokens=False)["input_ids"], folder
+    )
 
 
 def test_both_forms_of_the_files_have_the_same_entries(pair: Pair) -> None:
@@ -79,9 +81,10 @@ def test_hard_texts_give_the_same_ids(pair: Pair, text: str) -> None:
     text=st.text(max_size=60)
     | st.text(alphabet=st.sampled_from(list("aB1 \n\r\t'.é漢字かо́\u0301\u0308😀🏽\u200d<>/|_,sSlL")), max_size=60)
 )
-def test_any_text_gives_the_same_ids_and_comes_back(pair: Pair, text: str) -> None:
-    ids = pair.ours.encode(text)
-    assert ids == pair.theirs(text)
+def test_any_text_gives_the_same_ids(pair: Pair, text: str) -> None:
+    """But for control tokens, which ours keeps plain on purpose."""
+    assume(pair.ours.split(text) == [text] * bool(text) and text not in pair.ours.controls)
+    assert pair.ours.encode(text) == pair.theirs(text)
 
 
 def test_control_tokens_in_a_rendered_prompt_have_the_same_ids(pair: Pair) -> None:

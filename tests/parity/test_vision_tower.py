@@ -45,12 +45,14 @@ def _pair(config: VisionConfig, std: float) -> tuple[InternViT, InternVLVisionMo
             attention_bias=config.qkv_bias,
             use_qk_norm=config.qk_norm,
             norm_type=config.norm,
-            attn_implementation="eager",
+            attn_implementation="eager",  # type: ignore[call-arg]
         )
     ).eval()
     with torch.no_grad():
         for p in theirs.parameters():
-            p.copy_(1 + torch.rand(p.shape) - 0.5 if p.ndim == 1 and bool((p == 1).all()) else torch.randn(p.shape) * std)
+            p.copy_(
+                1 + torch.rand(p.shape) - 0.5 if p.ndim == 1 and bool((p == 1).all()) else torch.randn(p.shape) * std
+            )
     tensors: dict[str, Tensor] = {}
     for name, tensor in theirs.state_dict().items():
         for pattern, new in RENAMED:
@@ -84,7 +86,9 @@ def _shuffled_by_loop(patches_SPD: Tensor, r: int) -> Tensor:
     side = int(patches**0.5)
     x = patches_SPD.view(tiles, side, side, width)
     out = torch.zeros(tiles, side // r, side // r, r * r * width)
-    for i, j, m, k in ((i, j, m, k) for i in range(side // r) for j in range(side // r) for m in range(r) for k in range(r)):
+    for i, j, m, k in (
+        (i, j, m, k) for i in range(side // r) for j in range(side // r) for m in range(r) for k in range(r)
+    ):
         out[:, i, j, (m * r + k) * width : (m * r + k + 1) * width] = x[:, r * i + m, r * j + k]
     return out
 

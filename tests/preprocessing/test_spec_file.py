@@ -12,10 +12,25 @@ from cascadevl.core.errors import CheckpointError, ConfigError, SpecMismatch
 from cascadevl.preprocessing.spec_file import FILE_NAME, Spec, read_spec
 
 OTHER: dict[str, Any] = {
-    **{"tile_px": 112, "min_tiles": 2, "max_tiles": 6, "thumbnail": False, "resize": "torch_uint8"},
-    **{"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "visual_tokens_per_tile": 64, "image_start": "<i>"},
-    **{"image_context": "<c>", "image_end": "</i>", "image_separator": "", "image_label": "", "frame_label": "F{n}"},
-    **{"num_frames": 4, "frame_max_tiles": 2, "template": "Hermes-2", "system": "s", "bos": "<s>"},
+    "tile_px": 112,
+    "min_tiles": 2,
+    "max_tiles": 6,
+    "thumbnail": False,
+    "resize": "torch_uint8",
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "visual_tokens_per_tile": 64,
+    "image_start": "<i>",
+    "image_context": "<c>",
+    "image_end": "</i>",
+    "image_separator": "",
+    "image_label": "",
+    "frame_label": "F{n}",
+    "num_frames": 4,
+    "frame_max_tiles": 2,
+    "template": "Hermes-2",
+    "system": "s",
+    "bos": "<s>",
 }
 FIXED = {"version", "orientation", "background", "jinja"}
 """Fields with one value today; `jinja` comes with the template."""
@@ -30,7 +45,9 @@ def test_every_field_changes_the_hash_and_is_named_where_specs_differ(name: str)
     spec, other = Spec(), evolve(Spec(), **{name: OTHER[name]})
     assert spec.hash != other.hash
     assert list(spec.differences(other)) == [name]
-    with pytest.raises(SpecMismatch, match=rf"meet in the server and differ \({spec.hash} and {other.hash}\): {name}: "):
+    with pytest.raises(
+        SpecMismatch, match=rf"meet in the server and differ \({spec.hash} and {other.hash}\): {name}: "
+    ):
         spec.require_equal(other, "the server")
 
 

@@ -93,9 +93,7 @@ def test_a_system_message_of_the_spec_replaces_the_persona_and_one_of_the_conver
 
 
 def test_the_thinking_message_has_the_official_bytes() -> None:
-    assert (
-        THINKING
-        == """
+    expected = """
 You are an AI assistant that rigorously follows this response protocol:
 
 1. First, conduct a detailed analysis of the question. Consider different angles, potential solutions, and reason \
@@ -106,12 +104,11 @@ answer from the think section with a newline.
 
 Ensure that the thinking process is thorough but remains focused on the query. The final answer should be standalone \
 and not reference the thinking section.
-""".strip()
-    )
+"""
+    assert expected.strip() == THINKING
     prompt = _prompt([{"role": "system", "content": THINKING}, *QUESTION], Spec())
     assert prompt == (
-        f"<|im_start|>system\n{THINKING}<|im_end|>\n"
-        "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
+        f"<|im_start|>system\n{THINKING}<|im_end|>\n<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -179,6 +176,12 @@ def test_a_template_may_refuse_in_its_own_words() -> None:
         _prompt(QUESTION, _jinja("{{ nobody.name }}"))
 
 
+def test_a_template_is_told_the_time_at_which_it_is_rendered() -> None:
+    """Not that at which it was compiled: a server runs for days."""
+    spec = _jinja("{{ strftime_now('%H:%M:%S.%f') }}")
+    assert _prompt(QUESTION, spec) != _prompt(QUESTION, spec)
+
+
 def test_a_template_that_is_no_jinja_is_refused() -> None:
     with pytest.raises(ConfigError, match="not valid Jinja"):
         _prompt(QUESTION, _jinja("{% for %}"))
@@ -206,7 +209,7 @@ def test_a_video_is_refused_with_what_to_do() -> None:
 
 
 def test_an_unknown_template_is_refused_with_the_known() -> None:
-    with pytest.raises(CheckpointError, match="Unknown chat template 'vicuna'. Supported: internvl2_5, Hermes-2"):
+    with pytest.raises(CheckpointError, match=r"Unknown chat template 'vicuna'. Supported: internvl2_5, Hermes-2"):
         find_template("vicuna")
 
 

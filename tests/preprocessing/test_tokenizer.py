@@ -15,7 +15,9 @@ FILES = train_tokenizer(["the cat sat on the mat", "<box>[[1, 2, 3, 4]]</box>", 
 TOKENIZER = TextTokenizer(json.loads(FILES["tokenizer.json"]), FILES)
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
 
-SHARDS = st.sampled_from([*CONTROLS, *SPOKEN, *"<>|/ia", "<|im", "_start|>", "IMG_", "CONTEXT", "\U000f0000", "漢", "\n"])
+SHARDS = st.sampled_from(
+    [*CONTROLS, *SPOKEN, *"<>|/ia", "<|im", "_start|>", "IMG_", "CONTEXT", "\U000f0000", "漢", "\n"]
+)
 NASTY = st.lists(SHARDS, max_size=12).map("".join)
 
 
@@ -71,9 +73,12 @@ def test_streamed_pieces_make_the_text(text: str) -> None:
     assert "".join(pieces) == normalize("NFC", text)
 
 
-@given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=40))
+@given(st.lists(st.integers(0, len(TOKENIZER) + 3), max_size=40))
 def test_a_stream_of_any_ids_makes_their_text(ids: list[int]) -> None:
-    """Bytes of no character too: what never became whole is shown at the end, as `decode` shows it."""
+    """Bytes of no character too: what never became whole is shown at the end, as `decode` shows it.
+
+    Embeddings may be more than entries; the ids behind them have no text.
+    """
     stream = TOKENIZER.stream()
     assert "".join(map(stream.push, ids)) + stream.finish() == TOKENIZER.decode(ids)
 
@@ -86,7 +91,9 @@ def test_the_files_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_tokenizer_says_what_was_expected(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(CheckpointError, match=r"no tokenizer: expected tokenizer.json, or vocab.json.*\['merges.txt'\]"):
+    with pytest.raises(
+        CheckpointError, match=r"no tokenizer: expected tokenizer.json, or vocab.json.*\['merges.txt'\]"
+    ):
         TextTokenizer.from_folder(tmp_path)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from cascadevl.data.batch import IGNORE, Batch
 from cascadevl.gym import TASKS
+from cascadevl.models.internvl import InternVL
 from cascadevl.recipes import nano
 
 
@@ -73,11 +74,13 @@ def test_targets_stay_inside_their_sample(parts: nano.Parts) -> None:
 def run(parts: nano.Parts, out: Path, stops: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
     """Train a few steps, interrupted and resumed at each of `stops`; returns the final weights."""
     stage = nano.Stage(name="short", mixture={"line": 1.0}, steps=stops[-1], lr=1e-3, warmup=1, max_tiles=12)
-    modules = {
+    modules: dict[str, torch.nn.Module] = {
         "model": nano.new_parts(seed).model,
         "head": nano.new_head(nano.VISION.hidden_size, torch.Generator().manual_seed(seed)),
     }
-    fresh = dataclasses.replace(parts, model=modules["model"])
+    model = modules["model"]
+    assert isinstance(model, InternVL)
+    fresh = dataclasses.replace(parts, model=model)
     for number, stop in enumerate(stops):
         part = dataclasses.replace(stage, steps=stop)
         nano.run_stage(part, 0, fresh, modules, out, seed=seed, resume=number > 0, echo=lambda line: None)

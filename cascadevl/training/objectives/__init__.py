@@ -1,9 +1,9 @@
 """Objective: (model, Batch) -> Loss. Each method is one file of this folder."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from cascadevl.data.batch import Batch
 
@@ -18,4 +18,5 @@ class Loss(NamedTuple):
     """Supervised tokens that `total` averages over."""
 
 
-Objective = Callable[[nn.Module, Batch], Loss]
+Objective = Callable[[Any, Batch], Loss]
+"""The model is whatever the objective asks of it: an InternVL, or a wrapper that looks like one."""

@@ -35,8 +35,8 @@ class NextToken:
         losses = F.cross_entropy(logits, batch.targets[supervised], reduction="none")
         weights = token_weights(supervised, batch.lengths, EXPONENT[self.reduction])[supervised]
         total = (losses * weights).sum() / weights.sum().clamp_min(1e-8)
-        right = logits.argmax(-1) == batch.targets[supervised]
-        return Loss(total, {"next_token": total.item(), "token_accuracy": right.float().mean().item()}, len(losses))
+        right = int((logits.argmax(-1) == batch.targets[supervised]).sum())
+        return Loss(total, {"next_token": total.item(), "token_accuracy": right / max(len(losses), 1)}, len(losses))
 
 
 def token_weights(supervised_T: Tensor, lengths: tuple[int, ...], exponent: float) -> Tensor:
