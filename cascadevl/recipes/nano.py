@@ -1,4 +1,4 @@
-"""nano, the embedded model: 6.5 M parameters that read short texts, receipts and charts.
+"""nano, the embedded model: 6.2 M parameters that learn to read short texts, receipts and charts.
 
 Paper: the architecture is InternVL3.5's (arXiv 2508.18265) made small: InternViT, pixel shuffle,
 Qwen3. The data are the gym's, rendered while training; nothing pretrained goes in.
@@ -126,14 +126,34 @@ def stages() -> list[Stage]:
         Stage(
             name="letters",
             mixture={"letters": 4.0, "letters:difficulty=easy": 1.0, "line": 0.5, "paragraph": 1.0},
-            steps=2000,
-            lr=1.5e-3,
+            steps=2500,
+            lr=2e-3,
             parts=("vision_model.", "out."),
             next_token=False,
+            max_tiles=48,
         ),
-        Stage(name="words", mixture={"line:difficulty=easy": 1.0}, steps=1500, lr=1e-3),
-        Stage(name="lines", mixture={"line": 3.0, "line:difficulty=easy": 1.0}, steps=2500, lr=1e-3),
-        Stage(name="everything", mixture=everything, steps=6000, decay=2500, lr=1e-3),
+        Stage(
+            name="words",
+            mixture={"line:difficulty=easy,max_tiles=1": 1.0},
+            steps=300,
+            lr=2e-3,
+            parts=("language_model.", "mlp1."),
+            glyph_weight=0.0,
+            max_tiles=48,
+        ),
+        Stage(
+            name="lines",
+            mixture={
+                "line:difficulty=easy,max_tiles=1": 1.0,
+                "line:difficulty=easy": 2.0,
+                "line:max_tiles=3": 1.0,
+                "letters": 1.0,
+            },
+            steps=5000,
+            lr=2e-3,
+            max_tiles=40,
+        ),
+        Stage(name="everything", mixture=everything, steps=12000, decay=3000, lr=2e-3, max_tiles=48),
     ]
 
 
@@ -237,7 +257,8 @@ def train(
     if not resume:
         save_parts(load_parts(init, dtype="float32") if init else new_parts(seed), start)
     parts = load_parts(start, dtype="float32")
-    modules: dict[str, nn.Module] = {"model": parts.model, "head": new_head(VISION.hidden_size, torch.Generator().manual_seed(seed))}
+    head = new_head(VISION.hidden_size, torch.Generator().manual_seed(seed))
+    modules: dict[str, nn.Module] = {"model": parts.model, "head": head}
     done: dict[str, Any] = load_training(last, modules) if resume else {"stage": 0, "step": 0}
     for number, stage in enumerate(stages()):
         if number >= done["stage"]:

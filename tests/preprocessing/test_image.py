@@ -32,9 +32,7 @@ def pixels(source: Any) -> list[list[tuple[int, ...]]]:
     return [[tuple(map(int, pixel)) for pixel in row] for row in np.asarray(image)]
 
 
-def png(
-    width: int, height: int, bits: int, color_type: int, rows: bytes, *chunks: tuple[bytes, bytes]
-) -> bytes:
+def png(width: int, height: int, bits: int, color_type: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG by hand: Pillow cannot write every kind that it reads."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
@@ -258,9 +256,7 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
     refused(b"", "0 bytes")
 
 
-@pytest.mark.parametrize(
-    "url", ["http://a.b/c.png", "HTTPS://a.b/c.png", "file:///etc/passwd", "s3://a/b.png"]
-)
+@pytest.mark.parametrize("url", ["http://a.b/c.png", "HTTPS://a.b/c.png", "file:///etc/passwd", "s3://a/b.png"])
 def test_addresses_are_not_fetched(url: str) -> None:
     refused(url, "not fetched", url.split(":")[0].lower() + "://", "local path")
 

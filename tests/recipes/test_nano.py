@@ -85,7 +85,9 @@ def run(parts: nano.Parts, out: Path, stops: list[int], seed: int = 0) -> dict[s
         part = dataclasses.replace(stage, steps=stop)
         nano.run_stage(part, 0, fresh, modules, out, seed=seed, resume=number > 0, echo=lambda line: None)
         state = out / "last" / "state.json"
-        state.write_text(state.read_text().replace('"stage": 1,', '"stage": 0,').replace('"step": 0', f'"step": {stop}'))
+        state.write_text(
+            state.read_text().replace('"stage": 1,', '"stage": 0,').replace('"step": 0', f'"step": {stop}')
+        )
     return {name: p.detach().clone() for name, p in modules["model"].named_parameters()}
 
 

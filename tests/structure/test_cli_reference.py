@@ -17,6 +17,7 @@ HEAD = """\
 
 Exit codes: 0 done, 2 your mistake (the message says how to mend it), 1 ours, 130 interrupted.
 `CASCADEVL_DEBUG=1` shows the traceback of a mistake as well; `HF_HUB_OFFLINE=1` forbids the network.
+`CASCADEVL_NATIVE=0` leaves our C code out, `CASCADEVL_CACHE` names the folder of its compiled form.
 """
 
 
