@@ -73,9 +73,9 @@ class Stack(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        # Not nn.Embedding(…): its random start draws torch's compiler in, a second of every load.
-        empty = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding.from_pretrained(empty, freeze=False)
+        # Zeros until weights come: the random start of nn.Embedding(…) imports a part of torch that takes a second.
+        start = torch.zeros(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(start, freeze=False)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 

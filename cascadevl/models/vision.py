@@ -33,9 +33,9 @@ class Embeddings(nn.Module):
         super().__init__()
         self.config = config
         num_patches = (config.tile_px // config.patch_px) ** 2
-        self.class_embedding = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.class_embedding = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.patch_embedding = nn.Conv2d(3, config.hidden_size, config.patch_px, stride=config.patch_px)
-        self.position_embedding = nn.Parameter(torch.empty(1, num_patches + 1, config.hidden_size))
+        self.position_embedding = nn.Parameter(torch.zeros(1, num_patches + 1, config.hidden_size))
 
     def forward(self, tiles_SCYX: Tensor) -> Tensor:
         patches_SPD = self.embed_uint8(tiles_SCYX) if tiles_SCYX.dtype == torch.uint8 else self.embed(tiles_SCYX)

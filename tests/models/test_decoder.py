@@ -40,6 +40,7 @@ def test_a_tied_output_matrix_is_the_embedding_and_learns_from_both_sides() -> N
     torch.manual_seed(0)
     decoder = Decoder(evolve(TINY_DECODERS["qwen3"], tied=True))
     assert decoder.lm_head is None
+    torch.nn.init.normal_(decoder.model.embed_tokens.weight)
     hidden_TD = torch.randn(3, 32)
     assert torch.equal(decoder.logits(hidden_TD), hidden_TD @ decoder.model.embed_tokens.weight.T)
     decoder.logits(decoder(decoder.embed(torch.tensor([1, 2])), torch.arange(2), dense)).sum().backward()
