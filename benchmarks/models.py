@@ -7,7 +7,6 @@ peer runs eager attention and its dynamic cache. Peak memory is each side's own 
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -104,12 +103,18 @@ def measure(folder: Path) -> dict[str, float]:
     }
 
 
+def high_water_kb() -> int:
+    """Most memory this process ever held; ru_maxrss would include what its parent held (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+
 def peak_memory(side: str, folder: Path) -> float:
     """MB of a fresh process that loads, prefills and decodes, over one that only imports the same."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water_kb()
     prefill, decode = (ours if side == "ours" else theirs)(folder)
     decode(prefill())
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (high_water_kb() - before) / 1024
 
 
 def main() -> None:
