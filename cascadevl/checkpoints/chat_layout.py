@@ -145,6 +145,5 @@ LAYOUT = Layout(
     write_config=_write_config,
     derive_spec=_derive_spec,
     pieces=lambda name: [Piece(name)],
-    modern_name=str,
     write_extras=_write_extras,
 )

@@ -227,7 +227,6 @@ LAYOUT = Layout(
     write_config=_write_config,
     derive_spec=_derive_spec,
     pieces=pieces,
-    modern_name=modern_name,
     current_name=modern_name,
     write_extras=_write_extras,
 )

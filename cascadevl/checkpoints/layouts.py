@@ -40,8 +40,6 @@ class Layout:
     """Our parameter name -> the file's tensors that make it up."""
     current_name: Callable[[str], str] = str
     """A tensor's name in files of any age -> its name today, as `pieces` gives it."""
-    modern_name: Callable[[str], str]
-    """The current name of a tensor that older files call otherwise."""
     write_extras: Callable[["Parts", Path], None]
     """Files beside weights and config that readers of this layout expect."""
 

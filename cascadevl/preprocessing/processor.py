@@ -79,12 +79,13 @@ class Processor:
         that cannot be used.
         """
         conversation = Conversation.parse(messages)
-        spans = render(conversation, self.spec, self._disarmer(conversation))
+        disarm = self._disarmer(conversation)
+        spans = render(conversation, self.spec, disarm)
         pictures = [open_image(image.source, self.limits) for image in conversation.images]
         tilings = [self._tiling_for(image.max_tiles or max_tiles) for image in conversation.images]
         grids = [tiling.grid(*picture.size) for tiling, picture in zip(tilings, pictures, strict=True)]
         tokens = [num_tiles(grid, self.spec.thumbnail) * self.spec.visual_tokens_per_tile for grid in grids]
-        token_ids, trained = self._tokenise(spans, tokens, self._disarmer(conversation).mark)
+        token_ids, trained = self._tokenise(spans, tokens, disarm.mark)
         if self.max_tokens is not None and len(token_ids) > self.max_tokens:
             raise MessageError(
                 f"The prompt has {len(token_ids)} tokens, {sum(tokens)} of them for {len(pictures)} picture(s); "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cascadevl.data.batch import Batch
-from cascadevl.ops.attention import Attend, Layer, side_by_side
+from cascadevl.ops.attention import Attend, Layer, causal_mask, side_by_side
 
 HEADS = 1
 """Heads of each guided layer, the first ones; the others stay free."""
@@ -43,8 +43,8 @@ class Pointing:
     def _loss(self, layer: Layer, q_TNH: Tensor, k_TNH: Tensor) -> Tensor:
         q_RNTH, k_RNTH = (side_by_side(x, self._lengths) for x in (q_TNH, k_TNH))
         scores = q_RNTH @ k_RNTH.mT * layer.scale
-        causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        logits = scores.masked_fill(~causal, float("-inf"))
+        visible = causal_mask(*scores.shape[-2:], None, scores.device)
+        logits = scores.masked_fill(~visible, float("-inf"))
         right = self._right.to(scores.device)[:, None]
         on_target = logits.masked_fill(~right, float("-inf")).logsumexp(-1) - logits.logsumexp(-1)
         return -on_target[right.any(-1).expand_as(on_target)].mean()

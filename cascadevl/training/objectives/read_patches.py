@@ -34,7 +34,7 @@ class GlyphHead(nn.Module):
 
 
 def glyph_loss(scores: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-    """Characters and blanks each give half of the loss, else blanks would drown letters.
+    """Characters give four fifths of the loss, however many blanks there are: these would drown them.
 
     Also returns the share of character points that are named rightly.
     """
