@@ -23,6 +23,11 @@ class Glyph(NamedTuple):
     bottom: float
 
 
+class Exchange(NamedTuple):
+    question: str
+    answer: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """One question about a picture, with its reference answer."""
@@ -33,6 +38,8 @@ class Sample:
     image: "Picture"
     question: str
     answer: str
+    more: tuple[Exchange, ...] = ()
+    """Further questions about the same picture. Training asks them too; they are not scored."""
     glyphs: tuple[Glyph, ...] = ()
     """Every character printed in the picture, for dense supervision of the vision tower."""
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from cascadevl.core.task import Sample
 from cascadevl.gym import assets
 from cascadevl.gym.assets import Split
-from cascadevl.gym.family import Drawn, Family, Phrasings
+from cascadevl.gym.family import Asked, Drawn, Family, Phrasings
 from cascadevl.gym.page import Colour, Page, Palette, accents, palette
 from cascadevl.gym.text import MIN_HEIGHT
 from cascadevl.scoring.text import exact
@@ -203,9 +203,13 @@ def _table(rng: random.Random, face: str, colours: Palette, split: Split) -> Dra
         page.box(start, upper, edges[-1], lower, outline=page.palette.accent)
         for edge in edges[1:-1]:
             page.line([(edge, upper), (edge, lower)], colour=page.palette.accent)
-    row, at = rng.choice(rows), rng.randint(1, len(columns))
-    blanks = {"column": columns[at - 1].lower(), "label": row[0]}
-    return _drawn(rng, page, face, "cell", row[at], blanks, tuple(labels))
+    cells = [
+        Asked("cell", value, {"column": column.lower(), "label": label})
+        for label, *values in rows
+        for column, value in zip(columns, values, strict=True)
+    ]
+    rng.shuffle(cells)
+    return _drawn(rng, page, face, cells, tuple(labels))
 
 
 def _cell(rng: random.Random, column: str) -> str:
@@ -251,25 +255,25 @@ def _asked(
     rng: random.Random, page: Page, face: str, labels: list[str], values: list[int], things: str
 ) -> Drawn:  # fmt: skip
     kind = rng.choices(("value", "largest", "smallest", "count"), (50, 20, 20, 10))[0]
-    at = rng.randrange(len(labels))
-    answer = {
-        "value": str(values[at]),
-        "largest": labels[values.index(max(values))],
-        "smallest": labels[values.index(min(values))],
-        "count": str(len(values)),
-    }[kind]
+    asked = [Asked("value", str(value), {"label": label}) for label, value in zip(labels, values, strict=True)]
+    asked += [
+        Asked("largest", labels[values.index(max(values))], {"things": things}),
+        Asked("smallest", labels[values.index(min(values))], {"things": things}),
+        Asked("count", str(len(values)), {"things": things}),
+    ]
+    rng.shuffle(asked)
+    asked.sort(key=lambda one: one.kind != kind)
     words = tuple(label for label in labels if label not in MONTHS and len(label) > 2 and label.isalpha())
-    return _drawn(rng, page, face, kind, answer, {"label": labels[at], "things": things}, words)
+    return _drawn(rng, page, face, asked, words)
 
 
 def _drawn(
     rng: random.Random,
     page: Page,
     face: str,
-    kind: str,
-    answer: str,
-    blanks: dict[str, str],
+    asked: list[Asked],
     words: tuple[str, ...],
 ) -> Drawn:
+    """The first of `asked` is the question."""
     facts = {"font": face, "words": words}
-    return Drawn(image=page.worn(rng), kind=kind, answer=answer, blanks=blanks, glyphs=page.glyphs, facts=facts)
+    return Drawn(image=page.worn(rng), asked=asked[0], more=asked[1:], glyphs=page.glyphs, facts=facts)

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 from cascadevl.gym import assets
 from cascadevl.gym.assets import Split
-from cascadevl.gym.family import Drawn, Family, Phrasings
+from cascadevl.gym.family import Asked, Drawn, Family, Phrasings
 from cascadevl.gym.page import Page, palette
 from cascadevl.gym.text import MIN_HEIGHT, amount, code, date
 
@@ -126,17 +126,12 @@ class KeyValue(Family):
             if height:
                 break
         layout(rng, page, face, title, rows, height)
-        asked = rng.choice(_askable(title, rows))
-        return Drawn(
-            image=page.worn(rng), kind=asked.kind, answer=asked.value, blanks=dict(asked.blanks),
-            glyphs=page.glyphs, facts={"font": face, "words": words},
-        )  # fmt: skip
-
-
-def _askable(title: Row, rows: list[Row]) -> list[Row]:
-    """Totals are asked for more often than others, as people do."""
-    found = [row for row in (title, *rows) if row.kind]
-    return found + [row for row in found if row.kind == "total"] * 2
+        askable = [Asked(row.kind, row.value, dict(row.blanks)) for row in (title, *rows) if row.kind]
+        # Totals are asked for more often than others, as people do.
+        asked = rng.choice(askable + [one for one in askable if one.kind == "total"] * 2)
+        askable.remove(asked)
+        facts = {"font": face, "words": words}
+        return Drawn(image=page.worn(rng), asked=asked, more=askable, glyphs=page.glyphs, facts=facts)
 
 
 def _receipt(rng: random.Random, split: Split) -> tuple[Row, list[Row], tuple[str, ...]]:

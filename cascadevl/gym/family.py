@@ -1,16 +1,20 @@
 """What all families share: sample ids, seeds, and questions in trained and held-out words."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from PIL.Image import Image as Picture
 
 from cascadevl.core.messages import Conversation
-from cascadevl.core.task import Glyph, Sample
+from cascadevl.core.task import Exchange, Glyph, Sample
 from cascadevl.gym.assets import Split
 from cascadevl.scoring.text import exact
+
+MORE_QUESTIONS = 4
+"""At most so many further questions about a picture."""
 
 
 class Phrasings(NamedTuple):
@@ -20,16 +24,23 @@ class Phrasings(NamedTuple):
     held_out: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Drawn:
-    """A picture and what is asked about it, before the question is put into words."""
+class Asked(NamedTuple):
+    """What is asked, before it is put into words."""
 
-    image: Picture
     kind: str
     """Key into the family's `phrasings`."""
     answer: str
-    blanks: Mapping[str, str] = field(default_factory=dict)
+    blanks: Mapping[str, str] = MappingProxyType({})
     """What fills the {blanks} of the phrasing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawn:
+    """A picture, what is asked about it, and what else could be."""
+
+    image: Picture
+    asked: Asked
+    more: Sequence[Asked] = ()
     glyphs: list[Glyph] = field(default_factory=list)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -54,16 +65,23 @@ class Family:
         rng = random.Random(sample_id)
         drawn = self.drawn(rng)
         held_out = self.split == "test" and rng.random() < 0.5
-        ways = self.phrasings[drawn.kind]
-        phrasing = rng.choice(ways.held_out if held_out else ways.trained)
+
+        def ask(asked: Asked) -> Exchange:
+            ways = self.phrasings[asked.kind]
+            phrasing = rng.choice(ways.held_out if held_out else ways.trained)
+            return Exchange(phrasing.format(**asked.blanks), asked.answer)
+
+        first = ask(drawn.asked)
+        more = rng.sample(drawn.more, min(MORE_QUESTIONS, len(drawn.more)))
         return Sample(
             id=sample_id,
             family=self.name,
             image=drawn.image,
-            question=phrasing.format(**drawn.blanks),
-            answer=drawn.answer,
+            question=first.question,
+            answer=first.answer,
+            more=tuple(ask(asked) for asked in more),
             glyphs=tuple(drawn.glyphs),
-            facts={"phrasing": "held_out" if held_out else "trained", "kind": drawn.kind, **drawn.facts},
+            facts={"phrasing": "held_out" if held_out else "trained", "kind": drawn.asked.kind, **drawn.facts},
         )
 
     def samples(self, num: int, start: int = 0) -> Iterator[Sample]:

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from cascadevl.gym import assets
-from cascadevl.gym.family import Drawn, Family
+from cascadevl.gym.family import Asked, Drawn, Family
 from cascadevl.gym.page import Page, palette
 from cascadevl.gym.text import MIN_HEIGHT, PARAGRAPH, line_text
 
@@ -38,8 +38,8 @@ class Letters(Family):
                 lines.append(line)
             top += height * rng.uniform(1.05, 1.4)
         image = page.image if easy else page.worn(rng)
-        answer, facts = "\n".join(lines), {"font": face}
-        return Drawn(image=image, kind="read", answer=answer, glyphs=page.glyphs, facts=facts)
+        asked = Asked("read", "\n".join(lines))
+        return Drawn(image=image, asked=asked, glyphs=page.glyphs, facts={"font": face})
 
     def _line(self, rng: random.Random, page: Page, face: str, height: float, room: float) -> str:
         """As much text as fits; the last word may be cut anywhere."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 from cascadevl.core.boxes import Box, format_boxes
 from cascadevl.core.task import Sample
 from cascadevl.gym import assets, scene
-from cascadevl.gym.family import Drawn, Family, Phrasings
+from cascadevl.gym.family import Asked, Drawn, Family, Phrasings
 from cascadevl.gym.page import Page, palette
 from cascadevl.scoring.boxes import grounded
 
@@ -39,8 +39,9 @@ class Locate(Family):
         called = [thing.called(rng, [other for other in things if other is not thing]) for thing in things]
         at = rng.randrange(len(things))
         facts = {"font": "", "box": boxes[at], "pairs": scene.pairs_of(things)}
-        answer = format_boxes([boxes[at]], *page.image.size)
-        return Drawn(image=page.worn(rng), kind="locate", answer=answer, blanks={"thing": called[at]}, facts=facts)
+        asked = [_asked(name, box, page) for name, box in zip(called, boxes, strict=True)]
+        first = asked.pop(at)
+        return Drawn(image=page.worn(rng), asked=first, more=asked, facts=facts)
 
     def _word(self, rng: random.Random) -> Drawn:
         face = rng.choice(assets.faces(self.split))
@@ -58,12 +59,16 @@ class Locate(Family):
                 top += height * rng.uniform(1.3, 3.5)
             height = max(14.0, height * 0.97)
         word = rng.choice(list(found))
-        return Drawn(
-            image=page.worn(rng), kind="locate", answer=format_boxes([found[word]], *page.image.size),
-            blanks={"thing": f"word {word}"}, glyphs=page.glyphs,
-            facts={"font": face, "box": found[word], "words": tuple(found)},
-        )  # fmt: skip
+        asked = {name: _asked(f"word {name}", box, page) for name, box in found.items()}
+        first = asked.pop(word)
+        facts = {"font": face, "box": found[word], "words": tuple(found)}
+        more = list(asked.values())
+        return Drawn(image=page.worn(rng), asked=first, more=more, glyphs=page.glyphs, facts=facts)
 
     def score(self, sample: Sample, answer: str) -> float:
         """1.0 where the first box covers the thing with an intersection over union of at least 0.5."""
         return float(grounded(answer, sample.facts["box"], *sample.image.size))
+
+
+def _asked(thing: str, box: Box, page: Page) -> Asked:
+    return Asked("locate", format_boxes([box], *page.image.size), {"thing": thing})

@@ -1,16 +1,16 @@
 """Coloured shapes: how many, of which colour and shape, and how they stand to each other."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from cascadevl.core.task import Sample
 from cascadevl.gym import scene
 from cascadevl.gym.assets import Split
-from cascadevl.gym.family import Drawn, Family, Phrasings
+from cascadevl.gym.family import Asked, Drawn, Family, Phrasings
 from cascadevl.gym.page import Page
-from cascadevl.gym.scene import Thing
+from cascadevl.gym.scene import Pair, Thing
 from cascadevl.scoring.text import exact
 
 SIDES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
@@ -55,9 +55,6 @@ RELATION = Phrasings(
     ),
 )  # fmt: skip
 
-Asked = tuple[str, dict[str, str]] | None
-"""The answer and what fills the question's blanks, or None where the scene has no clear answer."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shapes(Family):
@@ -83,26 +80,23 @@ class Shapes(Family):
                 asked = ask(rng, things) if len(things) > 1 else None
             if asked:
                 break
-        answer, blanks = asked
+        asks = (_ask_count, _ask_colour, _ask_shape, _ask_relation) if len(things) > 1 else ()
+        more = [ask(rng, things) for ask in asks]
         for thing in things:
             scene.paint(rng, page, thing)
         facts = {"font": "", "pairs": scene.pairs_of(things)}
-        return Drawn(image=page.worn(rng), kind=kind, answer=answer, blanks=blanks, facts=facts)
+        others = [one for one in more if one and one != asked]
+        return Drawn(image=page.worn(rng), asked=asked, more=others, facts=facts)
 
     def score(self, sample: Sample, answer: str) -> float:
         """1.0 for the same word or digit, whatever its case and with or without a full stop."""
         return float(exact(answer.strip().removesuffix("."), sample.answer, fold_case=True))
 
 
-def _counted(rng: random.Random, page: Page, split: Split) -> tuple[list[Thing], Asked]:
+def _counted(rng: random.Random, page: Page, split: Split) -> tuple[list[Thing], Asked | None]:
     """A picture with a chosen number of what is asked for, among others."""
-    colour, shape = wanted = scene.mixed(rng, split, 1)[0]
-    matches, plural = {
-        "pair": (lambda pair: pair == wanted, f"{colour} {_plural(shape)}"),
-        "shape": (lambda pair: pair[1] == shape, _plural(shape)),
-        "colour": (lambda pair: pair[0] == colour, f"{colour} shapes"),
-        "all": (lambda pair: True, "shapes"),
-    }[rng.choices(("pair", "shape", "colour", "all"), (45, 25, 15, 15))[0]]
+    wanted = scene.mixed(rng, split, 1)[0]
+    matches, plural = _kind_of_things(rng, wanted)
     known = [*scene.pairs("train"), wanted]
     right, wrong = [pair for pair in known if matches(pair)], [pair for pair in known if not matches(pair)]
     num_right = rng.randint(0 if wrong else 1, 6)
@@ -110,27 +104,46 @@ def _counted(rng: random.Random, page: Page, split: Split) -> tuple[list[Thing],
     if wrong:
         chosen += rng.choices(wrong, k=rng.randint(1 if num_right == 0 else 0, max(1, 8 - num_right)))
     things = scene.scatter(rng, page, chosen)
-    answer = sum(matches((thing.colour, thing.shape)) for thing in things)
-    return things, (str(answer), {"things": plural}) if len(things) == len(chosen) else None
+    return things, _count(things, matches, plural) if len(things) == len(chosen) else None
+
+
+def _ask_count(rng: random.Random, things: list[Thing]) -> Asked:
+    thing = rng.choice(things)
+    return _count(things, *_kind_of_things(rng, (thing.colour, thing.shape)))
+
+
+def _kind_of_things(rng: random.Random, pair: Pair) -> tuple[Callable[[Pair], bool], str]:
+    """All pairs that are alike in something, and what they are called."""
+    colour, shape = pair
+    return {
+        "pair": (lambda other: other == pair, f"{colour} {_plural(shape)}"),
+        "shape": (lambda other: other[1] == shape, _plural(shape)),
+        "colour": (lambda other: other[0] == colour, f"{colour} shapes"),
+        "all": (lambda other: True, "shapes"),
+    }[rng.choices(("pair", "shape", "colour", "all"), (45, 25, 15, 15))[0]]
+
+
+def _count(things: list[Thing], matches: Callable[[Pair], bool], plural: str) -> Asked:
+    return Asked("count", str(sum(matches((thing.colour, thing.shape)) for thing in things)), {"things": plural})
 
 
 def _plural(shape: str) -> str:
     return "crosses" if shape == "cross" else f"{shape}s"
 
 
-def _ask_colour(rng: random.Random, things: list[Thing]) -> Asked:
+def _ask_colour(rng: random.Random, things: list[Thing]) -> Asked | None:
     single = [thing for thing in things if [other.shape for other in things].count(thing.shape) == 1]
     ends = [(end, thing) for end, side in ENDS.items() if (thing := _outermost(things, side))]
     if single and (not ends or rng.random() < 0.6):
         thing = rng.choice(single)
-        return thing.colour, {"thing": thing.shape}
+        return Asked("colour", thing.colour, {"thing": thing.shape})
     if not ends:
         return None
     end, thing = rng.choice(ends)
-    return thing.colour, {"thing": f"{end} shape"}
+    return Asked("colour", thing.colour, {"thing": f"{end} shape"})
 
 
-def _ask_shape(rng: random.Random, things: list[Thing]) -> Asked:
+def _ask_shape(rng: random.Random, things: list[Thing]) -> Asked | None:
     """By colour, by the end at which it stands, or by its neighbour."""
     places: list[tuple[str, str]] = []
     for thing in things:
@@ -147,10 +160,10 @@ def _ask_shape(rng: random.Random, things: list[Thing]) -> Asked:
     if not places:
         return None
     shape, place = rng.choice(places)
-    return shape, {"place": place}
+    return Asked("shape", shape, {"place": place})
 
 
-def _ask_relation(rng: random.Random, things: list[Thing]) -> Asked:
+def _ask_relation(rng: random.Random, things: list[Thing]) -> Asked | None:
     """Yes as often as no: the answer is chosen first."""
     first, second = rng.sample(things, 2)
     true = [side for side, direction in SIDES.items() if _ahead(first, second, direction) > APART]
@@ -160,7 +173,7 @@ def _ask_relation(rng: random.Random, things: list[Thing]) -> Asked:
     if answer == "no":
         side = next(other for other in SIDES if SIDES[other] == (-SIDES[side][0], -SIDES[side][1]))
     names = [thing.called(rng, [other for other in things if other is not thing]) for thing in (first, second)]
-    return answer, {"first": names[0], "side": side, "second": names[1]}
+    return Asked("relation", answer, {"first": names[0], "side": side, "second": names[1]})
 
 
 def _ahead(thing: Thing, other: Thing, direction: tuple[int, int]) -> float:

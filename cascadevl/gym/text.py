@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from cascadevl.core.errors import ConfigError
 from cascadevl.gym import assets
 from cascadevl.gym.assets import Split
-from cascadevl.gym.family import Drawn, Family, Phrasings
+from cascadevl.gym.family import Asked, Drawn, Family, Phrasings
 from cascadevl.gym.page import GRIDS, MAX_TILES, Page, palette
 
 LINE = Phrasings(
@@ -71,7 +71,7 @@ class Line(Family):
         _place(rng, page, text, face, height, margin)
         image = page.image if easy else page.worn(rng)
         facts = {"font": face, "words": tuple(text.split())}
-        return Drawn(image=image, kind="read", answer=text, glyphs=page.glyphs, facts=facts)
+        return Drawn(image=image, asked=Asked("read", text), glyphs=page.glyphs, facts=facts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,8 +108,7 @@ class Paragraph(Family):
         for number, line in enumerate(lines):
             page.text(left, top + number * step, line, face=face, height=height, align=align)
         facts = {"font": face, "words": tuple(" ".join(lines).split())}
-        answer = "\n".join(lines)
-        return Drawn(image=page.worn(rng), kind="read", answer=answer, glyphs=page.glyphs, facts=facts)
+        return Drawn(image=page.worn(rng), asked=Asked("read", "\n".join(lines)), glyphs=page.glyphs, facts=facts)
 
     def _lines(
         self, rng: random.Random, page: Page, face: str, height: float, width: float, num_lines: int

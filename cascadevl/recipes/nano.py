@@ -177,9 +177,14 @@ def make_task(name: str, *, split: str = "train", seed: int = 0) -> Task:
 
 
 def taught(task: Task, sample: Sample) -> Conversation:
-    """Question and reference answer."""
-    asked = task.prompt(sample)
-    return Conversation((*asked.turns, Turn("assistant", (Text(sample.answer),))))
+    """The question, its reference answer, and what else the sample knows about the picture.
+
+    Encoding the picture is the dear part: five questions cost less than two pictures.
+    """
+    turns = [*task.prompt(sample).turns, Turn("assistant", (Text(sample.answer),))]
+    for question, answer in sample.more:
+        turns += [Turn("user", (Text(question),)), Turn("assistant", (Text(answer),))]
+    return Conversation(tuple(turns))
 
 
 @dataclass(slots=True)
@@ -221,21 +226,24 @@ class GymBatches:
         return torch.from_numpy(targets)
 
     def _pointers(self, inputs: ModelInputs, sample: Sample) -> torch.Tensor:
-        """(2, pairs) of token and visual token, where the answer stands in the picture just once."""
+        """(2, pairs) of token and visual token, for answers that stand in the picture just once."""
         said = inputs.trained.nonzero().flatten().tolist()
-        printed = answer_glyphs(sample.answer, sample.glyphs)
-        if printed is None or len(said) != len(sample.answer.encode()) + 1:
+        answers = [sample.answer, *(answer for _, answer in sample.more)]
+        if len(said) != sum(len(answer.encode()) + 1 for answer in answers):  # with each answer's end
             return torch.empty(2, 0, dtype=torch.int64)
         places = (
             (inputs.token_ids == self.processor.tokenizer.id(self.processor.spec.image_context)).nonzero().flatten()
         )
         side = math.isqrt(self.processor.spec.visual_tokens_per_tile)
-        pairs, token = [], said[0] - 1
-        for char, glyph in zip(sample.answer, printed, strict=True):
-            shown = visual_tokens(glyph, inputs.sizes[0], inputs.grids[0], side) if glyph else []
-            for _ in char.encode():
-                pairs += [(token, int(places[at])) for at in shown]
-                token += 1
+        pairs, tokens = [], iter(said)
+        for answer in answers:
+            printed = answer_glyphs(answer, sample.glyphs) or [None] * len(answer)
+            for char, glyph in zip(answer, printed, strict=True):
+                shown = visual_tokens(glyph, inputs.sizes[0], inputs.grids[0], side) if glyph else []
+                for _ in char.encode():
+                    token = next(tokens) - 1  # the one that says it
+                    pairs += [(token, int(places[at])) for at in shown]
+            next(tokens)
         return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
 
 
