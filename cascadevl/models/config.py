@@ -35,6 +35,23 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertsConfig:
+    """A mixture of experts in the place of each MLP."""
+
+    num_experts: int
+    num_per_token: int
+    """Experts that each token is sent to: the best by the router's score."""
+    mlp_size: int
+    """Width of one expert."""
+    normalise: bool
+    """The weights of the chosen experts are scaled to sum to one (`norm_topk_prob`)."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_per_token <= self.num_experts:
+            raise ConfigError(f"{self.num_per_token} of {self.num_experts} experts per token cannot be.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
     """The language model. A family is a way to fill this in: `families.py`."""
 
