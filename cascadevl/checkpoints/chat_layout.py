@@ -1,14 +1,18 @@
-"""The original layout, `model_type: internvl_chat`. Our parameters bear its names as they are."""
+"""The original layout, `model_type: internvl_chat`. Tower and projector bear its names; the language model
+has those of its family."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from cascadevl.checkpoints.layouts import Layout, Piece, read_json
+from cascadevl.checkpoints.language_names import language_pieces
+from cascadevl.checkpoints.layouts import Layout, read_json, require
 from cascadevl.checkpoints.parts import Parts
+from cascadevl.checkpoints.pieces import Piece
 from cascadevl.core.errors import CheckpointError
 from cascadevl.core.files import write_json
 from cascadevl.core.shapes import visual_tokens_per_tile
-from cascadevl.models.config import InternVLConfig, VisionConfig
+from cascadevl.models.config import FlashConfig, InternVLConfig, VisionConfig
 from cascadevl.models.families import read_decoder, write_decoder
 from cascadevl.preprocessing.spec_file import IMAGENET_MEAN, IMAGENET_STD, Spec
 from cascadevl.preprocessing.template import find_template
@@ -18,7 +22,14 @@ from cascadevl.preprocessing.tokenizer import TextTokenizer
 def _read_config(raw: dict[str, Any], folder: Path, tied: bool) -> InternVLConfig:
     try:
         vision, llm = raw["vision_config"], raw["llm_config"]
+        require(raw, {"pad2square": False}, folder)
+        require(vision, {"hidden_act": "gelu", "num_channels": 3}, folder)
         tile_px = raw.get("force_image_size") or vision["image_size"]
+        if tile_px != vision.get("image_size", tile_px):
+            raise CheckpointError(
+                f"{folder / 'config.json'} contradicts itself: force_image_size is {tile_px}, "
+                f"vision_config.image_size is {vision['image_size']}, and the positions were learned for one of them."
+            )
         mean, std = _pixels(folder)
         return InternVLConfig(
             vision=VisionConfig(
@@ -42,11 +53,30 @@ def _read_config(raw: dict[str, Any], folder: Path, tied: bool) -> InternVLConfi
             pixel_shuffle=raw.get("ps_version", "v1"),
             select_layer=raw.get("select_layer", -1),
             image_token_id=TextTokenizer.from_folder(folder).id("<IMG_CONTEXT>"),
+            flash=_flash(raw, folder),
         )
     except KeyError as error:
         raise CheckpointError(
             f"{folder / 'config.json'} lacks {error}: it is no complete internvl_chat config."
         ) from error
+
+
+def _flash(raw: dict[str, Any], folder: Path) -> FlashConfig | None:
+    """The key alone says that the folder has a router; its value, whether generation asks it."""
+    if "flash_mode" not in raw:
+        return None
+    enabled = bool(raw["flash_mode"])
+    for key in ("flash_relative_threshold", "flash_absolute_threshold"):
+        if enabled and raw.get(key) is None:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: flash_mode is on and {key} is missing. It belongs to the router's "
+                "training and none is assumed: add the one that came with the weights, or set flash_mode to false."
+            )
+    return FlashConfig(
+        enabled=enabled,
+        relative_threshold=raw.get("flash_relative_threshold"),
+        absolute_threshold=raw.get("flash_absolute_threshold"),
+    )
 
 
 def _pixels(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -98,6 +128,13 @@ def _write_config(parts: Parts) -> dict[str, Any]:
     }
     if spec.system is not None:
         raw["system_message"] = spec.system
+    if config.flash is not None:
+        thresholds = {
+            "flash_relative_threshold": config.flash.relative_threshold,
+            "flash_absolute_threshold": config.flash.absolute_threshold,
+        }
+        known = {key: value for key, value in thresholds.items() if value is not None}
+        raw |= {"flash_mode": config.flash.enabled, **known}
     return raw
 
 
@@ -140,10 +177,21 @@ def _write_extras(parts: Parts, folder: Path) -> None:
     )
 
 
+_LANGUAGE = "language_model."
+
+
+def _pieces(name: str, config: InternVLConfig, stored: Collection[str]) -> list[Piece]:
+    if not name.startswith(_LANGUAGE):
+        return [Piece(name)]
+    inside = {other.removeprefix(_LANGUAGE) for other in stored if other.startswith(_LANGUAGE)}
+    found = language_pieces(name.removeprefix(_LANGUAGE), config.decoder, inside)
+    return [piece._replace(name=_LANGUAGE + piece.name) for piece in found]
+
+
 LAYOUT = Layout(
     read_config=_read_config,
     write_config=_write_config,
     derive_spec=_derive_spec,
-    pieces=lambda name: [Piece(name)],
+    pieces=_pieces,
     write_extras=_write_extras,
 )

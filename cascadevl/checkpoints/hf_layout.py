@@ -1,4 +1,4 @@
-"""The layout of transformers, `model_type: internvl`.
+"""The layout of transformers, `model_type: internvl`; Intern-S1 (`interns1`) has it too.
 
 q, k and v of the tower lie apart; the modules have other names (huggingface/transformers,
 models/internvl). Checkpoints of the first release lack the outer `model.`; both are read.
@@ -6,16 +6,19 @@ models/internvl). Checkpoints of the first release lack the outer `model.`; both
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from cascadevl.checkpoints.layouts import Layout, Piece, read_json
+from cascadevl.checkpoints.language_names import language_pieces
+from cascadevl.checkpoints.layouts import Layout, read_json, require
 from cascadevl.checkpoints.parts import Parts
+from cascadevl.checkpoints.pieces import Piece
 from cascadevl.core.errors import CheckpointError
 from cascadevl.core.files import write_json, write_text
 from cascadevl.core.shapes import visual_tokens_per_tile
 from cascadevl.models.config import InternVLConfig, VisionConfig
-from cascadevl.models.families import read_decoder, write_decoder
+from cascadevl.models.families import native_family, read_decoder, write_decoder
 from cascadevl.preprocessing.spec_file import IMAGENET_MEAN, IMAGENET_STD, Spec
 from cascadevl.preprocessing.template import to_jinja
 
@@ -39,12 +42,15 @@ _EMBEDDINGS = {
 }
 
 
-def pieces(name: str) -> list[Piece]:
+def pieces(name: str, config: InternVLConfig, stored: Collection[str]) -> list[Piece]:
     """Where a parameter of ours lies: `language_model.model.norm.weight` and so on."""
-    if name == "language_model.lm_head.weight":
-        return [Piece("lm_head.weight")]
-    if name.startswith("language_model.model."):
-        return [Piece("model.language_model." + name.removeprefix("language_model.model."))]
+    if config.flash is not None:
+        raise CheckpointError("The hf layout has no names for the router of a Flash model: use layout='chat'.")
+    if name.startswith("language_model."):
+        inside = {_ours(other) for other in stored}
+        family = native_family(config.decoder.family)
+        found = language_pieces(name.removeprefix("language_model."), config.decoder, inside, family)
+        return [piece._replace(name=_theirs(piece.name)) for piece in found]
     if name.startswith("mlp1."):
         prefix = name[: len("mlp1.0.")]
         return [Piece("model.multi_modal_projector." + _PROJECTOR[prefix] + name.removeprefix(prefix))]
@@ -55,9 +61,19 @@ def pieces(name: str) -> list[Piece]:
     block, rest = f"{_TOWER}encoder.layer.{match[1]}.", match[2]
     if rest.startswith("attn.qkv."):
         kind = rest.removeprefix("attn.qkv.")
-        return [Piece(f"{block}attention.{part}_proj.{kind}", i, 3) for i, part in enumerate("qkv")]
+        width = config.vision.hidden_size
+        return [Piece(f"{block}attention.{part}_proj.{kind}", at=i * width, rows=width) for i, part in enumerate("qkv")]
     prefix = next(prefix for prefix in _BLOCK if rest.startswith(prefix))
     return [Piece(block + _BLOCK[prefix] + rest.removeprefix(prefix))]
+
+
+def _theirs(name: str) -> str:
+    """`model.norm.weight` of a language model -> where it lies inside the whole."""
+    return "model.language_model." + name.removeprefix("model.") if name.startswith("model.") else name
+
+
+def _ours(name: str) -> str:
+    return "model." + name.removeprefix("model.language_model.") if "language_model." in name else name
 
 
 def modern_name(name: str) -> str:
@@ -76,6 +92,9 @@ def _side(size: int | list[int]) -> int:
 def _read_config(raw: dict[str, Any], folder: Path, tied: bool) -> InternVLConfig:
     try:
         vision, mean_std = raw["vision_config"], _processor(folder)
+        require(raw, {"projector_hidden_act": "gelu", "vision_feature_select_strategy": "default"}, folder)
+        towers = {"hidden_act": "gelu", "use_absolute_position_embeddings": True, "use_mean_pooling": True}
+        require(vision, {**towers, "use_mask_token": False, "num_channels": 3}, folder)
         return InternVLConfig(
             vision=VisionConfig(
                 hidden_size=vision.get("hidden_size", 1024),
@@ -88,7 +107,7 @@ def _read_config(raw: dict[str, Any], folder: Path, tied: bool) -> InternVLConfi
                 qk_norm=vision.get("use_qk_norm", False),
                 norm=vision.get("norm_type", "layer_norm"),
                 norm_eps=vision.get("layer_norm_eps", 1e-6),
-                drop_path=0.0,
+                drop_path=vision.get("drop_path_rate", 0.0),
                 pixel_mean=tuple(mean_std.get("image_mean", IMAGENET_MEAN)),
                 pixel_std=tuple(mean_std.get("image_std", IMAGENET_STD)),
             ),
@@ -143,7 +162,7 @@ def _write_config(parts: Parts) -> dict[str, Any]:
             "use_absolute_position_embeddings": True,
             "use_mean_pooling": True,
         },
-        "text_config": write_decoder(config.decoder),
+        "text_config": write_decoder(config.decoder, native=True),
         "image_token_id": config.image_token_id,
         "image_seq_length": config.visual_tokens_per_tile,
         "downsample_ratio": config.downsample_ratio,

@@ -2,29 +2,21 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from cascadevl.core.errors import CheckpointError, CheckpointNotFound
 
 if TYPE_CHECKING:
     from cascadevl.checkpoints.parts import Parts
+    from cascadevl.checkpoints.pieces import Piece
     from cascadevl.models.config import InternVLConfig
     from cascadevl.preprocessing.spec_file import Spec
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 """Models that ship inside the package."""
-
-
-class Piece(NamedTuple):
-    """A tensor of a file: the whole of one of ours, or a part of its rows."""
-
-    name: str
-    part: int = 0
-    parts: int = 1
-    """Our tensor is `parts` of the file's tensors stacked; this is number `part`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +28,9 @@ class Layout:
     write_config: Callable[["Parts"], dict[str, Any]]
     derive_spec: Callable[[dict[str, Any], Path], "Spec"]
     """The preprocessing spec that the official files imply."""
-    pieces: Callable[[str], list[Piece]]
-    """Our parameter name -> the file's tensors that make it up."""
+    pieces: "Callable[[str, InternVLConfig, Collection[str]], list[Piece]]"
+    """(our parameter's name, sizes, names in the file or nothing when one is written) -> the file's
+    tensors that make it up."""
     current_name: Callable[[str], str] = str
     """A tensor's name in files of any age -> its name today, as `pieces` gives it."""
     write_extras: Callable[["Parts", Path], None]
@@ -51,19 +44,40 @@ def layouts() -> dict[str, Layout]:
     return {"hf": hf_layout.LAYOUT, "chat": chat_layout.LAYOUT}
 
 
-MODEL_TYPES = {"internvl": "hf", "internvl_chat": "chat"}
-"""`model_type` of config.json -> layout."""
+MODEL_TYPES = {"internvl": "hf", "internvl_chat": "chat", "interns1": "hf"}
+"""`model_type` of config.json -> layout. Intern-S1 and S1-mini are InternVL under another name."""
+
+OTHER_ARCHITECTURES = {
+    ("interns1_", "interns2", "intern_s1_pro", "intern_s2"): (
+        "Intern-S1-Pro and its successors share the name with Intern-S1, not the architecture: their tower has "
+        "patches of 16 px and hands features to several layers of the decoder, as in Qwen3-VL"
+    ),
+}
+"""Beginnings of a `model_type` that must not be taken for ours, and why."""
 
 
 def recognise(config: Mapping[str, Any], folder: Path) -> str:
     """Name of the layout. Raises CheckpointError naming what is supported."""
     kind = config.get("model_type")
+    for beginnings, reason in OTHER_ARCHITECTURES.items():
+        if isinstance(kind, str) and kind.startswith(beginnings):
+            raise CheckpointError(f"{folder / 'config.json'} has model_type {kind!r}. {reason}.")
     if kind not in MODEL_TYPES:
         raise CheckpointError(
             f"{folder / 'config.json'} has model_type {kind!r}. Supported: "
             f"{', '.join(f'{model_type!r} (layout {name})' for model_type, name in MODEL_TYPES.items())}."
         )
     return MODEL_TYPES[kind]
+
+
+def require(config: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a config that says something else than `expected`; what it leaves unsaid is taken as said."""
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise CheckpointError(
+                f"{folder / 'config.json'} has {key} {config[key]!r}; every released InternVL has {value!r}, "
+                "and this model would compute something else."
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:

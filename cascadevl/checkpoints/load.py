@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from cascadevl.checkpoints import weights
+from cascadevl.checkpoints.language_names import OUTPUTS
 from cascadevl.checkpoints.layouts import EMBEDDED, Layout, layouts, locate, read_json, recognise
 from cascadevl.checkpoints.parts import Parts
+from cascadevl.checkpoints.pieces import file_shapes, rows_of
 from cascadevl.core.errors import CheckpointError, ConfigError
 from cascadevl.core.hardware import cpu_multiplies_bf16
 from cascadevl.models.internvl import InternVL
@@ -39,7 +41,7 @@ def load_parts(model: str | os.PathLike[str], *, dtype: Dtype = "auto", device: 
     stored = weights.entries(folder)
     found = {layout.current_name(name): entry for name, entry in stored.items() if not name.endswith(IGNORED)}
     tokenizer = TextTokenizer.from_folder(folder)
-    config = layout.read_config(raw, folder, _is_tied(raw, layout, found))
+    config = layout.read_config(raw, folder, _is_tied(raw, found))
     with torch.device("meta"):
         network = InternVL(config)
     device = _resolve_device(device)
@@ -55,7 +57,7 @@ def load_parts(model: str | os.PathLike[str], *, dtype: Dtype = "auto", device: 
         name=folder.name if folder.parent == EMBEDDED else str(model),
         model=network.eval().requires_grad_(False),
         tokenizer=tokenizer,
-        processor=Processor(spec, tokenizer, max_tokens=config.decoder.rope.max_position),
+        processor=Processor(spec, tokenizer, max_tokens=config.decoder.rope.longest),
         spec=spec,
         stop_ids=_stop_ids(generation, spec, tokenizer),
         generation=generation,
@@ -110,9 +112,9 @@ def _resolve_device(wanted: str | torch.device) -> torch.device:
     return device
 
 
-def _is_tied(raw: dict[str, Any], layout: Layout, found: dict[str, weights.Entry]) -> bool:
+def _is_tied(raw: dict[str, Any], found: dict[str, weights.Entry]) -> bool:
     """Tied if there is no output matrix and the config says that none is missing."""
-    if layout.pieces("language_model.lm_head.weight")[0].name in found:
+    if any(name.endswith(OUTPUTS) for name in found):
         return False
     text = raw.get("text_config") or raw.get("llm_config") or {}
     return bool(raw.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False))
@@ -127,24 +129,20 @@ def _fill(
     device: torch.device,
 ) -> None:
     ours = dict(network.named_parameters())
-    pieces = {name: layout.pieces(name) for name in ours}
-    _account(ours, pieces, found, folder)
+    pieces = {name: layout.pieces(name, network.config, found) for name in ours}
+    _account(file_shapes({name: tensor.shape for name, tensor in ours.items()}, pieces), found, folder)
     modules, reader = dict(network.named_modules()), weights.Reader()
     for name, parts in pieces.items():
         tensor = torch.empty(ours[name].shape, dtype=dtype)
-        for piece, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
-            reader.fill(rows, found[piece.name], piece.name)
+        for piece in parts:
+            skipped = piece.start * tensor.shape[-1] if tensor.ndim > 1 else piece.start
+            reader.fill(rows_of(tensor, piece.at, piece.rows), found[piece.name], piece.name, skipped)
         owner, _, attribute = name.rpartition(".")
         setattr(modules[owner], attribute, torch.nn.Parameter(tensor.to(device), requires_grad=False))
 
 
-def _account(ours: dict, pieces: dict, found: dict[str, weights.Entry], folder: Path) -> None:
+def _account(wanted: dict[str, tuple[int, ...]], found: dict[str, weights.Entry], folder: Path) -> None:
     """Refuse missing, unexpected and misshapen tensors, naming the first few of each."""
-    wanted = {}
-    for name, parts in pieces.items():
-        rows, *rest = ours[name].shape
-        for piece in parts:
-            wanted[piece.name] = (rows // piece.parts, *rest)
     problems = []
     for title, names in (
         ("missing", wanted.keys() - found.keys()),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cascadevl.checkpoints.layouts import Layout, layouts
 from cascadevl.checkpoints.parts import Parts
+from cascadevl.checkpoints.pieces import Piece, file_shapes, rows_of
 from cascadevl.checkpoints.weights import write_shards
 from cascadevl.core.errors import ConfigError
 from cascadevl.core.files import atomic_folder, write_json, write_text
@@ -48,7 +49,20 @@ def write_parts(parts: Parts, folder: Path, layout: Layout, max_shard_bytes: int
 
 
 def named_tensors(parts: Parts, layout: Layout) -> Iterator[tuple[str, Tensor]]:
-    """Tensors under the names of the layout, cut where it keeps them apart."""
-    for name, parameter in parts.model.named_parameters():
-        for piece in layout.pieces(name):
-            yield piece.name, parameter.detach().chunk(piece.parts)[piece.part]
+    """Tensors under the names of the layout, cut and joined as it has them; one of them in memory at a time."""
+    ours = dict(parts.model.named_parameters())
+    pieces = {name: layout.pieces(name, parts.model.config, ()) for name in ours}
+    shapes = file_shapes({name: parameter.shape for name, parameter in ours.items()}, pieces)
+    wanted: dict[str, list[tuple[str, Piece]]] = {}
+    for name, found in pieces.items():
+        for piece in found:
+            wanted.setdefault(piece.name, []).append((name, piece))
+    for stored, sources in wanted.items():
+        name, piece = sources[0]
+        if piece.rows is None:
+            yield stored, ours[name].detach()
+            continue
+        joined = ours[name].detach().new_empty(shapes[stored])
+        for name, piece in sources:
+            rows_of(joined, piece.start, piece.rows).copy_(rows_of(ours[name].detach(), piece.at, piece.rows))
+        yield stored, joined

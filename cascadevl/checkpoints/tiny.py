@@ -1,5 +1,6 @@
 """Tiny random members of each family, as real folders: what tests and examples run on."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from cascadevl.checkpoints.parts import Parts
 from cascadevl.checkpoints.save import save_parts
 from cascadevl.core.config import evolve
 from cascadevl.core.errors import ConfigError
-from cascadevl.models.config import DecoderConfig, InternVLConfig, VisionConfig
+from cascadevl.models.config import DecoderConfig, ExpertsConfig, InternVLConfig, VisionConfig
 from cascadevl.models.internvl import InternVL, fresh
 from cascadevl.ops.rope import Rope
 from cascadevl.preprocessing.processor import Processor
@@ -30,39 +31,72 @@ TINY_VISION = VisionConfig(
     pixel_mean=IMAGENET_MEAN,
     pixel_std=IMAGENET_STD,
 )
+_LLAMA = DecoderConfig(
+    family="llama",
+    hidden_size=32,
+    mlp_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_size=8,
+    vocab_size=272,
+    rope=Rope(theta=1e4, max_position=2048),
+    norm_eps=1e-5,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=False,
+)
+_QWEN3 = evolve(
+    _LLAMA, family="qwen3", head_size=16, qk_norm=True, norm_eps=1e-6, rope=Rope(theta=1e6, max_position=2048)
+)
+_LONG = Rope(
+    theta=1e4,
+    kind="longrope",
+    factor=16.0,
+    max_position=2048,
+    trained_position=128,
+    attention_factor=math.sqrt(1 + math.log(16) / math.log(128)),
+    short_factors=(1.0, 1.1, 1.2, 1.4),
+    long_factors=(1.0, 2.0, 6.0, 15.0),
+)
+_YARN = Rope(
+    theta=1.5e5,
+    kind="yarn",
+    factor=16.0,
+    max_position=2048,
+    trained_position=128,
+    attention_factor=0.1 * math.log(16) + 1,
+    truncate=False,
+)
 TINY_DECODERS = {
-    "qwen2": DecoderConfig(
-        family="qwen2",
-        hidden_size=32,
-        mlp_size=48,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_size=8,
-        vocab_size=272,
-        rope=Rope(theta=1e6, max_position=2048),
-        norm_eps=1e-6,
-        qkv_bias=True,
-        qk_norm=False,
-        tied=False,
+    "llama": _LLAMA,
+    "internlm2": evolve(_LLAMA, family="internlm2", num_heads=8, head_size=4),
+    "internlm3": evolve(
+        _LLAMA, family="internlm3", rope=Rope(theta=1e4, kind="dynamic", factor=6.0, max_position=1024)
     ),
-    "qwen3": DecoderConfig(
-        family="qwen3",
-        hidden_size=32,
-        mlp_size=48,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
+    "phi3": evolve(_LLAMA, family="phi3", num_kv_heads=4, rope=_LONG, window=1000),
+    "qwen2": evolve(_LLAMA, family="qwen2", qkv_bias=True, norm_eps=1e-6, rope=Rope(theta=1e6, max_position=2048)),
+    "qwen3": _QWEN3,
+    "qwen3_moe": evolve(
+        _QWEN3,
+        family="qwen3_moe",
+        experts=ExpertsConfig(num_experts=8, num_per_token=3, mlp_size=16, normalise=True),
+    ),
+    "gpt_oss": evolve(
+        _LLAMA,
+        family="gpt_oss",
         head_size=16,
-        vocab_size=272,
-        rope=Rope(theta=1e6, max_position=2048),
-        norm_eps=1e-6,
-        qkv_bias=False,
-        qk_norm=True,
-        tied=False,
+        rope=_YARN,
+        qkv_bias=True,
+        out_bias=True,
+        sinks=True,
+        window=24,
+        full_every=2,
+        experts=ExpertsConfig(num_experts=6, num_per_token=2, mlp_size=48, normalise=True, clamp=7.0),
     ),
 }
-"""The table of families; head_size differs from hidden_size / num_heads in qwen3, as in the real one."""
+"""The table of families. Where the real one is odd, so is its tiny member: heads that are not the width over
+their number (qwen3), scalings that begin within reach, a window that is felt."""
 
 
 def tiny_parts(family: str, *, seed: int = 0, std: float = 0.02, **decoder_changes: Any) -> Parts:
@@ -102,7 +136,7 @@ def assemble(
         name=name,
         model=model,
         tokenizer=tokenizer,
-        processor=Processor(spec, tokenizer, max_tokens=decoder.rope.max_position),
+        processor=Processor(spec, tokenizer, max_tokens=decoder.rope.longest),
         spec=spec,
         stop_ids=(tokenizer.id("<|im_end|>"),),
     )

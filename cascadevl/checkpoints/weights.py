@@ -63,13 +63,13 @@ class Reader:
         self._bytes = torch.empty(8 * PIECE, dtype=torch.uint8)
         self._numbers = torch.empty(PIECE)
 
-    def fill(self, target: Tensor, entry: Entry, name: str) -> None:
-        """Read into `target`, contiguous and of any floating type.
+    def fill(self, target: Tensor, entry: Entry, name: str, skipped: int = 0) -> None:
+        """Read into `target`, contiguous and of any floating type, from behind the numbers `skipped`.
 
         Raises CheckpointError for a file that ends early and for what is no number in the type of `target`.
         """
         with open(entry.file, "rb", buffering=0) as file:
-            file.seek(entry.start)
+            file.seek(entry.start + skipped * entry.dtype.itemsize)
             for piece in target.view(-1).split(PIECE):
                 stored = piece
                 if piece.dtype != entry.dtype:

@@ -45,6 +45,8 @@ class ExpertsConfig:
     """Width of one expert."""
     normalise: bool
     """The weights of the chosen experts are scaled to sum to one (`norm_topk_prob`)."""
+    clamp: float | None = None
+    """Experts of GPT-OSS, biased, with this limit in their SwiGLU."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_per_token <= self.num_experts:
@@ -70,10 +72,44 @@ class DecoderConfig:
     """RMS norm of each query and key head before rotation (Qwen3)."""
     tied: bool
     """The output matrix is the embedding matrix."""
+    out_bias: bool = False
+    """Bias behind the attention heads (GPT-OSS)."""
+    window: int | None = None
+    """Keys that a query sees, itself included; None sees all."""
+    full_every: int = 0
+    """With a window: every so many layers one sees all; 2 is the second, the fourth, …; 0 is none."""
+    sinks: bool = False
+    """A learned score per head joins the softmax and is dropped again (GPT-OSS)."""
+    experts: ExpertsConfig | None = None
+    """A mixture of experts in the place of each MLP, whose width is then the experts' own."""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key heads.")
+
+    def layer_window(self, index: int) -> int | None:
+        """Of layer `index`, counted from 0."""
+        return None if self.full_every and (index + 1) % self.full_every == 0 else self.window
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlashConfig:
+    """When the resolution router (ViR) sends a tile through the short path, InternVL3.5 §2.3."""
+
+    enabled: bool
+    """Generation asks the router; otherwise its weights are only carried along."""
+    relative_threshold: float | None
+    """Share of a request's tiles that stay as they are: those up to this quantile of the router's probability."""
+    absolute_threshold: float | None
+    """Least probability of a tile that is compressed."""
+
+    def __post_init__(self) -> None:
+        for name in ("relative_threshold", "absolute_threshold"):
+            value = getattr(self, name)
+            if value is None and self.enabled:
+                raise ConfigError(f"Flash routing needs {name}: none is known that would suit every router.")
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"Flash {name} {value} is no probability: expected 0 to 1.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,11 +125,17 @@ class InternVLConfig:
     """Which hidden state of the tower is used: -1 is the last, -2 the one before."""
     image_token_id: int
     """Id of `<IMG_CONTEXT>`; embeddings at these places are replaced by visual tokens."""
+    flash: FlashConfig | None = None
+    """The resolution router of InternVL3.5-Flash; None is a model without one."""
 
     def __post_init__(self) -> None:
         side = self.vision.tile_px // self.vision.patch_px
         if (side * self.downsample_ratio) % 1:
             raise ConfigError(f"A grid of {side}×{side} patches cannot be shrunk by {self.downsample_ratio}.")
+        if self.flash is not None and (side * self.downsample_ratio**2) % 1:
+            raise ConfigError(
+                f"A grid of {side}×{side} patches cannot be shrunk twice by {self.downsample_ratio}, as Flash needs."
+            )
         if not -self.vision.num_layers - 1 <= self.select_layer <= self.vision.num_layers:
             raise ConfigError(
                 f"select_layer {self.select_layer} does not exist in a tower of {self.vision.num_layers} layers."

@@ -1,15 +1,18 @@
-"""One decoder for the Llama-shaped families; they differ by `DecoderConfig` alone.
+"""One decoder for all families; they differ by `DecoderConfig` alone.
 
-Qwen2 (biases on q, k, v), Qwen3 (norm of each query and key head). Tokens are packed, (T, D):
-there is no batch axis and no mask; `attend` knows which tokens see each other.
+Llama, Yi, InternLM2 and 3, Phi-3; Qwen2 (biases on q, k, v), Qwen3 (norm of each query and key head);
+Qwen3-MoE and GPT-OSS, whose MLPs are mixtures of experts. Tokens are packed, (T, D): there is no batch
+axis and no mask; `attend` knows which tokens see each other.
 """
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cascadevl.models.config import DecoderConfig
-from cascadevl.models.vision import RMSNorm
+from cascadevl.models.norm import RMSNorm
 from cascadevl.ops.attention import Attend, Layer
 from cascadevl.ops.rope import rope_table, rotate
 
@@ -21,13 +24,14 @@ class SelfAttention(nn.Module):
         super().__init__()
         width, size = config.hidden_size, config.head_size
         self.head_size = size
-        self.layer = Layer(index=index, scale=size**-0.5)
+        self.layer = Layer(index=index, scale=size**-0.5, window=config.layer_window(index))
         self.q_proj = nn.Linear(width, config.num_heads * size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(width, config.num_kv_heads * size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(width, config.num_kv_heads * size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.num_heads * size, width, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * size, width, bias=config.out_bias)
         self.q_norm = RMSNorm(size, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(size, config.norm_eps) if config.qk_norm else None
+        self.sinks = nn.Parameter(torch.zeros(config.num_heads)) if config.sinks else None
 
     def forward(self, hidden_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         q_TNH = self.q_proj(hidden_TD).unflatten(-1, (-1, self.head_size))
@@ -35,7 +39,8 @@ class SelfAttention(nn.Module):
         v_TKH = self.v_proj(hidden_TD).unflatten(-1, (-1, self.head_size))
         if self.q_norm is not None and self.k_norm is not None:
             q_TNH, k_TKH = self.q_norm(q_TNH), self.k_norm(k_TKH)
-        out_TNH = attend(self.layer, rotate(q_TNH, *rope), rotate(k_TKH, *rope), v_TKH)
+        layer = self.layer if self.sinks is None else replace(self.layer, sinks_N=self.sinks)
+        out_TNH = attend(layer, rotate(q_TNH, *rope), rotate(k_TKH, *rope), v_TKH)
         return self.o_proj(out_TNH.flatten(1))
 
 
@@ -52,13 +57,26 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(hidden_TD)) * self.up_proj(hidden_TD))
 
 
+def _mlp(config: DecoderConfig) -> nn.Module:
+    """Dense, or a mixture of experts."""
+    experts = config.experts
+    if experts is None:
+        return MLP(config)
+    from cascadevl.models.experts import SparseMLP
+    from cascadevl.models.gpt_oss import GptOssMLP
+
+    if experts.clamp is None:
+        return SparseMLP(config.hidden_size, experts)
+    return GptOssMLP(config.hidden_size, experts, experts.clamp)
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP."""
 
     def __init__(self, config: DecoderConfig, index: int) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config, index)
-        self.mlp = MLP(config)
+        self.mlp = _mlp(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 

@@ -11,19 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cascadevl.models.config import VisionConfig
-from cascadevl.ops.norm import rms_norm
-
-
-class RMSNorm(nn.Module):
-    """RMS norm with a weight; see `ops/norm.py`."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+from cascadevl.models.norm import RMSNorm
 
 
 class Embeddings(nn.Module):

@@ -36,12 +36,13 @@ def scores_to_output(layer: Layer, q_RNTH: Tensor, k_RKTH: Tensor, v_RKTH: Tenso
         k_RKTH = k_RKTH.repeat_interleave(groups, dim=1)
         v_RKTH = v_RKTH.repeat_interleave(groups, dim=1)
     queries, keys = q_RNTH.shape[2], k_RKTH.shape[2]
-    plain = layer.window is None and layer.sinks_N is None
+    window = None if layer.window is None or layer.window >= keys else layer.window
+    plain = window is None and layer.sinks_N is None
     if plain and queries == 1:
         return F.scaled_dot_product_attention(q_RNTH, k_RKTH, v_RKTH, scale=layer.scale)
     if plain and queries == keys:
         return F.scaled_dot_product_attention(q_RNTH, k_RKTH, v_RKTH, is_causal=True, scale=layer.scale)
-    visible = causal_mask(queries, keys, layer.window, q_RNTH.device)
+    visible = causal_mask(queries, keys, window, q_RNTH.device)
     if layer.sinks_N is None:
         return F.scaled_dot_product_attention(q_RNTH, k_RKTH, v_RKTH, attn_mask=visible, scale=layer.scale)
     scores = (q_RNTH @ k_RKTH.transpose(-1, -2)) * layer.scale

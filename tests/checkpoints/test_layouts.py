@@ -141,7 +141,11 @@ def test_the_chat_config_says_what_the_released_ones_say(folders: dict[str, Path
 def test_the_tables_of_layouts_agree() -> None:
     assert set(MODEL_TYPES.values()) == layouts().keys()
     for layout in layouts().values():
-        names = [piece.name for name, _ in PARTS.model.named_parameters() for piece in layout.pieces(name)]
+        names = [
+            piece.name
+            for name, _ in PARTS.model.named_parameters()
+            for piece in layout.pieces(name, PARTS.model.config, ())
+        ]
         assert len(names) == len(set(names)), "no two parameters share a place"
         assert all(layout.current_name(name) == name for name in names)
 

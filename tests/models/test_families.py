@@ -1,5 +1,6 @@
 """Official language-model configs, old and new spellings, in and out."""
 
+import math
 from typing import Any
 
 import pytest
@@ -46,6 +47,7 @@ def test_internvl3_carries_dynamic_scaling() -> None:
     official = {
         **QWEN3_8B,
         "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
         "hidden_size": 3584,
         "num_attention_heads": 28,
         "num_key_value_heads": 4,
@@ -94,8 +96,44 @@ def test_the_family_may_follow_from_the_architecture() -> None:
 def test_written_and_read_is_the_same(family: str, tied: bool, kind: str) -> None:
     factor = 1.0 if kind == "default" else 2.0
     rope = Rope(theta=5e5, kind=kind, factor=factor, max_position=77)  # type: ignore[arg-type]
-    config = evolve(TINY_DECODERS[family], tied=tied, rope=rope)
-    assert read_decoder(write_decoder(config), tied=tied) == config
+    for config in (evolve(TINY_DECODERS[family], tied=tied, rope=rope), evolve(TINY_DECODERS[family], tied=tied)):
+        assert read_decoder(write_decoder(config), tied=tied) == config
+        native = read_decoder(write_decoder(config, native=True), tied=tied)
+        assert native == evolve(config, family=FAMILIES[family].native or family)
+
+
+def test_phi_3_mini_128k_as_published() -> None:
+    """Its first release says "su"; the factor of cos and sin follows from both lengths."""
+    official = {
+        **QWEN3_8B, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_size": 3072,
+        "num_key_value_heads": 32, "intermediate_size": 8192, "vocab_size": 32020, "sliding_window": 262144,
+        "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "rope_theta": 10000.0,
+        "rope_scaling": {"type": "su", "short_factor": [1.1] * 48, "long_factor": [2.0] * 48},
+    }  # fmt: skip
+    del official["head_dim"]
+    config = read_decoder(official, tied=False)
+    assert (config.head_size, config.window, config.rope.trained_position) == (96, 262144, 4096)
+    assert config.rope.kind == "longrope" and config.rope.attention_factor == pytest.approx(1.19024, abs=1e-5)
+
+
+def test_gpt_oss_20b_as_published() -> None:
+    official = {
+        "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "attention_bias": True, "head_dim": 64,
+        "hidden_size": 2880, "intermediate_size": 2880, "num_attention_heads": 64, "num_hidden_layers": 24,
+        "num_key_value_heads": 8, "num_local_experts": 32, "num_experts_per_tok": 4, "sliding_window": 128,
+        "layer_types": ["sliding_attention", "full_attention"] * 12, "swiglu_limit": 7.0, "vocab_size": 201088,
+        "max_position_embeddings": 131072, "rope_theta": 150000, "rms_norm_eps": 1e-5,
+        "rope_scaling": {
+            "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+            "rope_type": "yarn", "truncate": False,
+        },
+    }  # fmt: skip
+    config = read_decoder(official, tied=False)
+    assert [config.layer_window(index) for index in range(4)] == [128, None, 128, None]
+    assert config.sinks and config.out_bias and config.experts is not None and config.experts.clamp == 7.0
+    assert config.rope.attention_factor == pytest.approx(0.1 * math.log(32) + 1) and not config.rope.truncate
+    with pytest.raises(CheckpointError, match="layer_types that do not alternate"):
+        read_decoder({**official, "layer_types": ["full_attention"] * 24}, tied=False)
 
 
 def test_every_family_has_a_tiny_member() -> None:
@@ -105,14 +143,15 @@ def test_every_family_has_a_tiny_member() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mamba"}, "type 'mamba'. Supported: qwen2, qwen3"),
+        ({"model_type": "mamba"}, "type 'mamba'. Supported: llama, internlm2, .*qwen3_moe, gpt_oss"),
         ({"use_sliding_window": True}, "sliding windows"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'; expected 'silu'"),
-        (
-            {"rope_scaling": {"type": "yarn", "factor": 2.0}},
-            "'yarn' is not supported here; supported: default, linear, dynamic",
-        ),
-        ({"rope_scaling": {"type": "dynamic"}}, "lacks 'factor'"),
+        ({"rope_scaling": {"type": "llama3", "factor": 2.0, "original_max_position_embeddings": 9}}, "'llama3' is not"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn' is incomplete"),
+        ({"rope_scaling": {"type": "dynamic"}}, "'dynamic' is incomplete .'factor'."),
+        ({"model_type": "llama", "architectures": None, "attention_bias": True}, "switches attention_bias on"),
+        ({"model_type": "llama"}, "contradicts itself: 'llama' and 'Qwen3ForCausalLM'"),
+        ({"partial_rotary_factor": 0.5}, "a part of each head"),
         ({"hidden_size": ...}, "lacks 'hidden_size'"),
         ({"vocab_size": ...}, "lacks 'vocab_size'"),
     ],

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import cascadevl
+from cascadevl.checkpoints.tiny import TINY_DECODERS
 from cascadevl.core.generation import Sampling
 from cascadevl.engine.simple import banned_ids
 
 Make = Callable[..., Any]
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", TINY_DECODERS)
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_greedy_answers_are_the_same_tokens(
     family: str, penalty: float, conversation: list, make_member: Make, read_oracle: Make, oracle_inputs: Make

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 import cascadevl
 from cascadevl.checkpoints.layouts import layouts
+from cascadevl.checkpoints.tiny import TINY_DECODERS
 from cascadevl.checkpoints.weights import entries
 from cascadevl.ops.rope import Rope
 
@@ -35,7 +36,7 @@ def _error(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", TINY_DECODERS)
 @pytest.mark.parametrize("std", [0.002, 0.02, 0.2])
 def test_logits_equal(
     family: str, std: float, conversation: list, make_member: Oracle, read_oracle: Oracle, oracle_logits: Oracle
@@ -89,13 +90,20 @@ def test_the_bound_sees_small_mistakes(
     assert _error(bundle.logits(one_picture)[1], theirs) > 3 * BOUND
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "linear"])
+SCALED = {
+    "dynamic": Rope(theta=1e4, kind="dynamic", factor=2.0, max_position=64),
+    "linear": Rope(theta=1e4, kind="linear", factor=2.0, max_position=64),
+    "yarn": Rope(theta=1e4, kind="yarn", factor=4.0, max_position=256, trained_position=64, attention_factor=1.14),
+    "yarn, uneven": TINY_DECODERS["gpt_oss"].rope,
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
 @pytest.mark.parametrize("text", ["short", "long " * 30])
 def test_scaled_rope_equals_within_and_beyond_the_trained_length(
-    kind: Literal["dynamic", "linear"], text: str, make_member: Oracle, read_oracle: Oracle
+    kind: str, text: str, make_member: Oracle, read_oracle: Oracle
 ) -> None:
-    rope = Rope(theta=1e4, kind=kind, factor=2.0, max_position=64)
-    folder = make_member(rope=rope).folder
+    folder = make_member(rope=SCALED[kind]).folder
     bundle = cascadevl.load(folder)
     ids = torch.tensor(bundle.tokenizer.encode(text))
     with torch.inference_mode():
@@ -103,7 +111,7 @@ def test_scaled_rope_equals_within_and_beyond_the_trained_length(
         assert _error(bundle.model(ids), theirs) < BOUND
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", TINY_DECODERS)
 def test_every_layout_and_any_sharding_holds_the_same_model(
     family: str, several_pictures: list, make_member: Oracle, read_oracle: Oracle
 ) -> None:
@@ -165,7 +173,7 @@ def test_a_tied_checkpoint_has_no_output_matrix_and_uses_the_embeddings(
         assert _error(bundle.logits(one_picture)[1], theirs) < BOUND
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", TINY_DECODERS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_folder_that_transformers_wrote_is_read(
     family: str, tied: bool, one_picture: list, make_member: Oracle, oracle_logits: Oracle, tmp_path: Path
