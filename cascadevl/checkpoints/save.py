@@ -37,8 +37,8 @@ def check_target(target: Path, layout: str) -> None:
 
 def write_parts(parts: Parts, folder: Path, layout: Layout, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Fill an existing folder. Callers who want all or nothing use `save_parts`."""
+    write_json(folder / "config.json", layout.write_config(parts))  # first: it refuses what the layout cannot say
     write_shards(folder, named_tensors(parts, layout), max_shard_bytes)
-    write_json(folder / "config.json", layout.write_config(parts))
     for name, text in parts.tokenizer.files.items():
         write_text(folder / name, text)
     write_json(folder / "generation_config.json", {**parts.generation, "eos_token_id": list(parts.stop_ids)})

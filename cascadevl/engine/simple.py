@@ -60,16 +60,16 @@ class DenseCache:
 def generate(parts: Parts, inputs: ModelInputs, sampling: Sampling) -> Iterator[str | Generation]:
     """Pieces of text as they become certain; the last item is the whole Generation."""
     model, started = parts.model, time.perf_counter()
-    prompt_ids = inputs.token_ids
+    prompt_ids, embed_TD = model.embed_prompt(inputs.token_ids.to(model.device), inputs.tiles.to(model.device))
+    positions_T = model.positions(prompt_ids)
+    prompt_ids = prompt_ids.cpu()
     cache = DenseCache(model.config.decoder.num_layers)
     sampler = Sampler(sampling, prompt_ids, banned_ids(parts), model.config.decoder.vocab_size)
-    embed_TD = model.embed(prompt_ids.to(model.device), inputs.tiles.to(model.device))
-    positions_T = model.positions(prompt_ids).to(model.device)
     hidden_TD = model.language_model(embed_TD, positions_T, cache)
     prefill_s, decoding = time.perf_counter() - started, time.perf_counter()
 
     answer = Answer(parts, sampling)
-    room = model.config.decoder.rope.max_position - len(prompt_ids)
+    room = model.config.decoder.rope.longest - len(prompt_ids)
     next_position = float(positions_T[-1]) + 1
     while answer.finish_reason is None:
         token_id, logprob = sampler(model.language_model.logits(hidden_TD[-1]))
@@ -93,7 +93,7 @@ def generate(parts: Parts, inputs: ModelInputs, sampling: Sampling) -> Iterator[
         finish_reason=answer.finish_reason,
         usage=Usage(
             prompt_tokens=len(prompt_ids),
-            visual_tokens=inputs.num_visual_tokens,
+            visual_tokens=int((prompt_ids == model.config.image_token_id).sum()),
             completion_tokens=len(answer.token_ids),
             tiles=len(inputs.tiles),
         ),

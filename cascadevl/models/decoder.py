@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cascadevl.models.config import DecoderConfig
+from cascadevl.models.experts import SparseMLP
+from cascadevl.models.gpt_oss import GptOssMLP
 from cascadevl.models.norm import RMSNorm
 from cascadevl.ops.attention import Attend, Layer
 from cascadevl.ops.rope import rope_table, rotate
@@ -62,9 +64,6 @@ def _mlp(config: DecoderConfig) -> nn.Module:
     experts = config.experts
     if experts is None:
         return MLP(config)
-    from cascadevl.models.experts import SparseMLP
-    from cascadevl.models.gpt_oss import GptOssMLP
-
     if experts.clamp is None:
         return SparseMLP(config.hidden_size, experts)
     return GptOssMLP(config.hidden_size, experts, experts.clamp)

@@ -43,7 +43,7 @@ def _qwen3_moe(official: Official) -> dict[str, Any]:
     if official.get("decoder_sparse_step", 1) != 1 or official.get("mlp_only_layers"):
         raise CheckpointError("The qwen3_moe config mixes dense layers with experts; no released InternVL does.")
     experts = ExpertsConfig(
-        num_experts=official["num_experts"],
+        num_experts=official.get("num_local_experts") or official["num_experts"],  # newer and older name
         num_per_token=official["num_experts_per_tok"],
         mlp_size=official["moe_intermediate_size"],
         normalise=official.get("norm_topk_prob", False),

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from cascadevl.data.batch import IGNORE, Batch
 from cascadevl.gym.glyph_targets import COLUMNS, NUM_CLASSES
 from cascadevl.models.internvl import InternVL
-from cascadevl.models.projector import pixel_shuffle
 from cascadevl.training.objectives import Loss
 from cascadevl.training.objectives.next_token import NextToken
 from cascadevl.training.objectives.pointing import Pointing
@@ -67,10 +66,8 @@ class ReadPatches:
             total = total + self.weight * loss
             terms |= {"glyphs": loss.item(), "glyph_accuracy": right}
         if self.next_token is not None:
-            config = model.config
-            visual = model.mlp1(pixel_shuffle(patches_SPD, config.downsample_ratio, config.pixel_shuffle))
-            embed_TD = model.language_model.embed(batch.token_ids)
-            embed_TD = model.splice(embed_TD, batch.token_ids, visual.flatten(0, 1))
+            visual_TD = model.project(patches_SPD).flatten(0, 1)
+            embed_TD = model.splice(model.language_model.embed(batch.token_ids), batch.token_ids, visual_TD)
             attend = batch.attend
             if self.pointing and batch.pointers is not None and batch.pointers.numel():
                 attend = Pointing(attend, batch, self.pointing)
