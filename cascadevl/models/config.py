@@ -129,6 +129,8 @@ class InternVLConfig:
     """The resolution router of InternVL3.5-Flash; None is a model without one."""
 
     def __post_init__(self) -> None:
+        if self.pixel_shuffle not in ("v1", "v2"):
+            raise ConfigError(f"There is no pixel shuffle {self.pixel_shuffle!r}: expected v1 or v2.")
         side = self.vision.tile_px // self.vision.patch_px
         if (side * self.downsample_ratio) % 1:
             raise ConfigError(f"A grid of {side}×{side} patches cannot be shrunk by {self.downsample_ratio}.")

@@ -1,6 +1,7 @@
 """Names of every tensor in both official layouts, as lists written out from the published tables."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from cascadevl.checkpoints.hf_layout import modern_name
-from cascadevl.checkpoints.layouts import MODEL_TYPES, layouts
+from cascadevl.checkpoints.layouts import MODEL_TYPES, layouts, recognise
+from cascadevl.checkpoints.load import load_parts
 from cascadevl.checkpoints.save import save_parts
 from cascadevl.checkpoints.tiny import TINY_DECODERS, TINY_VISION, assemble, tiny_parts
 from cascadevl.core.config import evolve
-from cascadevl.preprocessing.spec_file import Spec
+from cascadevl.core.errors import CheckpointError, ConfigError
+from cascadevl.preprocessing.spec_file import FILE_NAME, Spec
 from cascadevl.preprocessing.tokenizer import train_tokenizer
 
 PARTS = assemble(
@@ -154,3 +157,52 @@ def test_tiny_members_are_the_same_for_the_same_seed_and_others_for_another() ->
     one, same, other = (tiny_parts("qwen3", seed=seed).model.state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["mlp1.1.weight"], other["mlp1.1.weight"])
+
+
+def test_intern_s1_is_internvl_under_another_name(folders: dict[str, Path], tmp_path: Path) -> None:
+    """`interns1` and `interns1_vision` bear the same fields and tensors (transformers' InternS1 configs)."""
+    folder = Path(shutil.copytree(folders["hf"], tmp_path / "s1"))
+    raw = json.loads((folder / "config.json").read_text())
+    raw["vision_config"] |= {"model_type": "interns1_vision", "drop_path_rate": 0.1}
+    (folder / "config.json").write_text(json.dumps({**raw, "model_type": "interns1"}))
+    parts = load_parts(folder)
+    assert parts.model.config.vision.drop_path == 0.1
+    expected = PARTS.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in parts.model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["interns1_pro", "interns1_pro_moe", "interns2_preview", "intern_s1_pro"])
+def test_successors_of_intern_s1_are_refused_with_the_reason(kind: str) -> None:
+    with pytest.raises(CheckpointError, match=r"share the name with Intern-S1, not the architecture.*16 px"):
+        recognise({"model_type": kind}, Path("folder"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        ("chat", {"force_image_size": 112}, "contradicts itself: force_image_size is 112, .*image_size is 56"),
+        ("chat", {"pad2square": True}, "has pad2square True; every released InternVL has False"),
+        ("chat", {"ps_version": "v3"}, "pixel shuffle 'v3'"),
+        (
+            "chat",
+            {"vision_config": {"hidden_act": "silu"}},
+            "has hidden_act 'silu'; every released .* 'gelu'",
+        ),
+        ("chat", {"llm_config": {"architectures": ["LlamaForCausalLM"]}}, "contradicts itself: 'qwen2' and 'Llama"),
+        ("hf", {"vision_feature_select_strategy": "full"}, "has vision_feature_select_strategy 'full'"),
+        ("hf", {"vision_config": {"use_mean_pooling": False}}, "has use_mean_pooling False"),
+        ("hf", {"image_seq_length": 5}, "visual tokens per tile is 5 in one file and 4 in another"),
+        ("hf", {"text_config": {"num_key_value_heads": 3}}, "4 query heads cannot share 3 key heads"),
+    ],
+)
+def test_a_config_that_contradicts_itself_or_the_releases_is_refused(
+    layout: str, changes: dict, message: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders[layout], tmp_path / "model"))
+    (folder / FILE_NAME).unlink()
+    raw = json.loads((folder / "config.json").read_text())
+    for key, value in changes.items():
+        raw[key] = {**raw[key], **value} if isinstance(value, dict) else value
+    (folder / "config.json").write_text(json.dumps(raw))
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        load_parts(folder)
