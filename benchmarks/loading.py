@@ -2,22 +2,20 @@
 
 python benchmarks/loading.py [--rounds 5] [--json OUT]
 A random checkpoint with the 300M tower and a small decoder (1.3 GB in fp32), in both layouts, its files in the
-page cache; one thread; interleaved, medians. `read` is `Path.read_bytes` of every file: the bytes in fresh
-memory, unchecked. Ours also checks that every number is finite.
+page cache; one thread, a fresh process each time, interleaved, medians. `read` is `Path.read_bytes` of every
+file: the bytes in fresh memory, unchecked. Ours also checks that every number is finite.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-from cascadevl.checkpoints.load import load_parts
 from cascadevl.checkpoints.save import save_parts
 from cascadevl.checkpoints.tiny import TINY_DECODERS, TINY_VISION, assemble
 from cascadevl.core.config import evolve
@@ -50,24 +48,37 @@ def main() -> None:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
+WAYS = {
+    "read": "[path.read_bytes() for path in files]",
+    "safetensors": "[{n: t.clone() for n, t in load_file(path).items()} for path in files]",
+    "ours": "load_parts(folder, dtype='stored')",
+}
+PROGRAM = """
+import sys, time
+from pathlib import Path
+import torch
+from safetensors.torch import load_file
+from cascadevl.checkpoints.load import load_parts
+torch.set_num_threads(1)
+load_parts("nano")  # imports are not counted
+folder = sys.argv[1]
+files = sorted(Path(folder).glob("*.safetensors"))
+started = time.perf_counter()
+kept = {way}
+print(time.perf_counter() - started)
+"""
+
+
 def compare(folder: Path, rounds: int) -> dict[str, float]:
-    files = sorted(folder.glob("*.safetensors"))
-    ways: dict[str, Callable[[], object]] = {
-        "read": lambda: [path.read_bytes() for path in files],
-        "safetensors": lambda: [{n: t.clone() for n, t in load_file(path).items()} for path in files],
-        "ours": lambda: load_parts(folder, dtype="stored"),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 1):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            kept = way()
-            seconds[name].append(time.perf_counter() - started)
-            del kept
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}  # the first warms up
-    size = sum(path.stat().st_size for path in files)
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    for _ in range(rounds):
+        for name, way in WAYS.items():
+            command = [sys.executable, "-c", PROGRAM.replace("{way}", way), str(folder)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            seconds[name].append(float(done.stdout))
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
     return {
-        "bytes": size,
+        "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         **{f"{name}_s": round(value, 4) for name, value in medians.items()},
         "of_read_rate": round(medians["read"] / medians["ours"], 3),
         "of_safetensors_rate": round(medians["safetensors"] / medians["ours"], 3),

@@ -77,7 +77,7 @@ class Reader:
                 _read(file, stored)
                 if stored is not piece:
                     piece.copy_(stored)
-                numbers = self._numbers[: len(piece)].copy_(piece)
+                numbers = piece if piece.dtype == torch.float32 else self._numbers[: len(piece)].copy_(piece)
                 if not math.isfinite(float(numbers.sum())) and not bool(numbers.isfinite().all()):
                     why = "NaN or infinity: the file is damaged, or training diverged."
                     if bool(stored.float().isfinite().all()):
