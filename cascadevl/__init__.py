@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     )
     from cascadevl.core.generation import Generation, Sampling
     from cascadevl.core.messages import Conversation
+    from cascadevl.engine.config import EngineConfig
+    from cascadevl.engine.engine import Engine
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,8 @@ __all__ = [
     "CheckpointNotFound",
     "ConfigError",
     "Conversation",
+    "Engine",
+    "EngineConfig",
     "Generation",
     "InternalError",
     "MediaError",
@@ -52,6 +56,8 @@ _HOMES = {
     "Generation": "cascadevl.core.generation",
     "Sampling": "cascadevl.core.generation",
     "Conversation": "cascadevl.core.messages",
+    "Engine": "cascadevl.engine.engine",
+    "EngineConfig": "cascadevl.engine.config",
 }
 
 

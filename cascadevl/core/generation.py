@@ -75,6 +75,8 @@ class Usage:
     """Those of the prompt that stand for tiles."""
     completion_tokens: int = 0
     tiles: int = 0
+    cached_tokens: int = 0
+    """Those of the prompt whose keys and values were there already."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,12 @@ class Sampler:
         else:
             self._generator.manual_seed(sampling.seed)
 
+    @property
+    def plainly_greedy(self) -> bool:
+        """Nothing is asked for but the likeliest token that is not banned: whoever has it need not call."""
+        sampling = self.sampling
+        return sampling.temperature == 0 and sampling.repetition_penalty == 1 and sampling.logprobs is None
+
     def __call__(self, logits_V: Tensor) -> tuple[int, TokenLogprob | None]:
         """Choose from raw fp32 logits; the log-probabilities are those before any of the steps but the ban."""
         logits_V = logits_V.to("cpu", torch.float32, copy=True)

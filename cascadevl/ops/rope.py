@@ -13,7 +13,6 @@ from torch import Tensor
 
 from cascadevl.core.errors import ConfigError
 
-
 Kind = Literal["default", "linear", "dynamic", "yarn", "longrope"]
 
 
@@ -58,24 +57,31 @@ class Rope:
         return int(self.max_position * self.factor) if grows else self.max_position
 
 
-def rope_table(positions_T: Tensor, rope: Rope, head_size: int) -> tuple[Tensor, Tensor]:
+def rope_table(
+    positions_T: Tensor, rope: Rope, head_size: int, lengths_T: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """cos_TH and sin_TH in fp32 for integer or fractional positions.
 
-    Of several samples end to end, each begins where positions stop growing.
+    `lengths_T` is the length of each token's sample, which dynamic scaling and LongRoPE depend on. Without it
+    samples are taken to be whole, and to begin where positions stop growing.
     """
     positions = positions_T.to(torch.float32)
     exponents = torch.arange(0, head_size, 2, dtype=torch.int64, device=positions.device).float() / head_size
-    angles = positions[:, None] * _frequencies(positions, rope, exponents)
+    lengths = None
+    if rope.kind in ("dynamic", "longrope"):
+        lengths = (_lengths(positions) if lengths_T is None else lengths_T.double())[:, None]
+    angles = positions[:, None] * _frequencies(lengths, rope, exponents)
     angles_TH = torch.cat([angles, angles], dim=-1)
     return angles_TH.cos() * rope.attention_factor, angles_TH.sin() * rope.attention_factor
 
 
-def _frequencies(positions_T: Tensor, rope: Rope, exponents: Tensor) -> Tensor:
+def _frequencies(lengths_T1: Tensor | None, rope: Rope, exponents: Tensor) -> Tensor:
     """(1, H/2), or (T, H/2) where they depend on the length of a token's sample."""
     size = 2 * len(exponents)
     if rope.kind == "dynamic":
+        assert lengths_T1 is not None
         # NTK-aware: theta grows behind max_position, as in the released decoders.
-        growth = (rope.factor * _lengths(positions_T) / rope.max_position - (rope.factor - 1)).clamp_min(1.0)
+        growth = (rope.factor * lengths_T1 / rope.max_position - (rope.factor - 1)).clamp_min(1.0)
         theta = rope.theta * growth ** (size / (size - 2))
         return 1.0 / theta.float() ** exponents
     frequencies = 1.0 / (rope.theta**exponents)
@@ -85,24 +91,25 @@ def _frequencies(positions_T: Tensor, rope: Rope, exponents: Tensor) -> Tensor:
         kept = _yarn_kept(rope, size).to(exponents.device)
         frequencies = frequencies / rope.factor * (1 - kept) + frequencies * kept
     if rope.kind == "longrope":
+        assert lengths_T1 is not None
         short, long = (torch.tensor(f, device=exponents.device) for f in (rope.short_factors, rope.long_factors))
         if len(short) != len(exponents) or len(long) != len(exponents):
             raise ConfigError(
                 f"LongRoPE has {len(short)} short and {len(long)} long factors for {len(exponents)} frequencies."
             )
-        return frequencies / torch.where(_lengths(positions_T) > rope.trained_position, long, short)
+        return frequencies / torch.where(lengths_T1 > rope.trained_position, long, short)
     return frequencies[None]
 
 
 def _lengths(positions_T: Tensor) -> Tensor:
-    """(T, 1), double: positions in the sample of each token, up to the last token that is here.
+    """(T,), double: positions in the sample of each token, up to the last token that is here.
 
     Tensors throughout: a graph is not broken by it and a GPU not waited for.
     """
     sample_T = torch.zeros_like(positions_T, dtype=torch.int64)
     sample_T[1:] = (positions_T[1:] <= positions_T[:-1]).cumsum(0)
     last = torch.zeros_like(positions_T).scatter_reduce(0, sample_T, positions_T, "amax")
-    return (last[sample_T].double().floor() + 1)[:, None]
+    return last[sample_T].double().floor() + 1
 
 
 def _yarn_kept(rope: Rope, size: int) -> Tensor:

@@ -1,0 +1,37 @@
+"""How much an engine may use."""
+
+from dataclasses import dataclass
+
+from cascadevl.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Budgets. The defaults suit a laptop."""
+
+    page_size: int = 16
+    """Tokens of a page."""
+    cache_bytes: int = 1_000_000_000
+    """Memory for keys and values."""
+    max_running: int = 64
+    """Requests computed together."""
+    max_step_tokens: int = 1024
+    """Tokens computed in a step: one for each request that answers, the rest for reading prompts."""
+    max_step_tiles: int = 16
+    """Tiles encoded in a step, those of one request at least."""
+    vision_bytes: int = 256_000_000
+    """Memory for the visual tokens of tiles seen before."""
+    prefix_cache: bool = True
+    """Keep the keys and values of prompts, for others that begin the same."""
+    batch_invariant: bool = False
+    """A request gives bit-identical logits alone or in any batch; slower."""
+
+    def __post_init__(self) -> None:
+        for name in ("page_size", "max_running", "max_step_tokens", "max_step_tiles"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"EngineConfig: {name} must be at least 1, got {getattr(self, name)}.")
+        if self.max_step_tokens < self.max_running:
+            raise ConfigError(
+                f"EngineConfig: {self.max_running} requests that answer need as many tokens a step; "
+                f"max_step_tokens is {self.max_step_tokens}."
+            )

@@ -1,0 +1,435 @@
+"""The engine: many requests on one model, computed together. Serving, rollouts, data engines and evaluation use it.
+
+A request's life: `submit` makes tokens and tiles of it; `step` encodes its pictures with those of others, reads
+its prompt in pieces beside others that answer, takes pages found by content, and adds a token at a time; it ends
+by itself, by `abort`, or with an error that is its own. `engine/simple.py` is the same without all that.
+"""
+
+import dataclasses
+import hashlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cascadevl.checkpoints.parts import Parts
+from cascadevl.core.errors import CascadeError, ConfigError, InternalError, MessageError
+from cascadevl.core.generation import Generation, Sampling, TokenLogprob, Usage
+from cascadevl.core.messages import Conversation
+from cascadevl.engine.config import EngineConfig
+from cascadevl.engine.kv_cache import PagedCache
+from cascadevl.engine.pages import PagePool
+from cascadevl.engine.request import Request, State
+from cascadevl.engine.runner import Piece, Runner
+from cascadevl.engine.sampler import Sampler
+from cascadevl.engine.scheduler import Chunk, Scheduler
+from cascadevl.engine.simple import Answer, banned_ids
+from cascadevl.engine.vision import TileCache, encode, tile_keys
+from cascadevl.preprocessing.processor import ModelInputs
+
+Messages = Conversation | Sequence[Mapping[str, Any]] | str
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """What `submit` gives back. `generation` is None until the request has ended."""
+
+    request: Request
+    inputs: ModelInputs
+    sampling: Sampling
+    prompt_ids: Tensor
+    """(T,): those of `inputs`, or fewer where a Flash model compressed tiles."""
+    room: int
+    """Tokens that the answer may have at most."""
+    started_s: float
+    preprocess_s: float
+    generation: Generation | None = None
+    pieces: deque[str] = field(default_factory=deque)
+    """Text that nobody has fetched yet."""
+    visual_TD: Tensor | None = None
+    visual_before_T: Tensor | None = None
+    """(T + 1,): visual tokens before each place."""
+    sampler: Sampler | None = None
+    answer: Answer | None = None
+    scored: list[TokenLogprob] | None = None
+    """Log-probabilities of the tokens that the assistant says, where only these are wanted."""
+    first_token_s: float | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.generation is not None
+
+
+class Engine:
+    """Not safe for use from several threads at once: whoever serves gives it a thread of its own."""
+
+    def __init__(self, parts: Any, config: EngineConfig | None = None) -> None:
+        """`parts`: a Bundle or the Parts of one."""
+        self.parts: Parts = getattr(parts, "parts", parts)
+        self.config = config = config or EngineConfig()
+        model = self.model = self.parts.model
+        decoder = model.config.decoder
+        page_bytes = PagedCache.page_bytes(decoder, config.page_size, model.dtype)
+        num_pages = config.cache_bytes // page_bytes - 1
+        if num_pages < 1:
+            raise ConfigError(
+                f"cache_bytes is {config.cache_bytes}; two pages of {config.page_size} tokens need {2 * page_bytes}."
+            )
+        most = config.max_running * -(-decoder.rope.longest // config.page_size)
+        num_pages = min(num_pages, most)
+        self.pool = PagePool(num_pages, config.page_size)
+        self.scheduler = Scheduler(self.pool, config.max_step_tokens, config.max_running)
+        cache = PagedCache(decoder, num_pages + 1, config.page_size, model.dtype, model.device)
+        self.runner = Runner(model, cache, num_pages, invariant=config.batch_invariant)
+        self.tiles = TileCache(config.vision_bytes)
+        self._tickets: dict[Request, Ticket] = {}
+        self._capacity = min(decoder.rope.longest, num_pages * config.page_size)
+        self._banned = banned_ids(self.parts)
+        self._banned_V = torch.tensor([i for i in self._banned if i < decoder.vocab_size], dtype=torch.int64)
+        self._counts: Counter[str] = Counter()
+
+    # Requests in and out
+
+    def submit(
+        self,
+        messages: Messages,
+        sampling: Sampling | None = None,
+        *,
+        max_tiles: int | None = None,
+        priority: int = 0,
+        client: str = "",
+    ) -> Ticket:
+        """Raises MessageError, MediaError or ConfigError for a request that can never be answered."""
+        return self.submit_several(messages, sampling, 1, max_tiles=max_tiles, priority=priority, client=client)[0]
+
+    def submit_several(
+        self,
+        messages: Messages,
+        sampling: Sampling | None = None,
+        num: int = 1,
+        *,
+        max_tiles: int | None = None,
+        priority: int = 0,
+        client: str = "",
+    ) -> list[Ticket]:
+        """`num` answers to one prompt, which is read once; answer i of a seeded request has the seed plus i."""
+        if num < 1:
+            raise ConfigError(f"At least one answer must be asked for, got {num}.")
+        sampling, started = sampling or Sampling(), time.perf_counter()
+        inputs = self.parts.processor(messages, max_tiles=max_tiles)
+        preprocess_s = time.perf_counter() - started
+        tickets: list[Ticket] = []
+        for number in range(num):
+            own = sampling
+            if sampling.seed is not None:
+                own = dataclasses.replace(sampling, seed=sampling.seed + number)
+            ticket = self._ticket(inputs, own, started, preprocess_s, priority, client)
+            ticket.request.after = tickets[0].request if tickets else None
+            ticket.answer = Answer(self.parts, own)
+            tickets.append(ticket)
+        for ticket in tickets:
+            self._enqueue(ticket)
+        return tickets
+
+    def submit_score(self, messages: Messages, *, max_tiles: int | None = None) -> Ticket:
+        """Nothing is said: the Generation brings the log-probabilities of what the assistant says in `messages`."""
+        started = time.perf_counter()
+        inputs = self.parts.processor(messages, max_tiles=max_tiles)
+        said = inputs.trained.nonzero().flatten()
+        if not len(said) or int(said[0]) == 0:
+            raise MessageError("There is nothing to score: expected a conversation with an answer of the assistant.")
+        ticket = self._ticket(inputs, Sampling(logprobs=0), started, time.perf_counter() - started, 0, "")
+        ticket.request.max_cached = int(said[0]) - 1
+        ticket.scored = []
+        self._enqueue(ticket)
+        return ticket
+
+    def generate(
+        self, conversations: Sequence[Messages], sampling: Sampling | None = None, *, max_tiles: int | None = None
+    ) -> list[Generation]:
+        """Answers in the order of the questions; one that fails brings its `error`, and none of the others fails."""
+        return self._all([lambda c=c: self.submit(c, sampling, max_tiles=max_tiles) for c in conversations])
+
+    def score(self, conversations: Sequence[Messages], *, max_tiles: int | None = None) -> list[Generation]:
+        """`logprobs` and `token_ids` of the assistant's words in each conversation, teacher-forced."""
+        return self._all([lambda c=c: self.submit_score(c, max_tiles=max_tiles) for c in conversations])
+
+    def _all(self, submissions: Sequence[Callable[[], Ticket]]) -> list[Generation]:
+        """Never more prepared than will soon be computed: pictures take memory."""
+        done: dict[int, Generation] = {}
+        flying: dict[int, Ticket] = {}
+
+        def land(most: int) -> None:
+            while len(flying) > most:
+                self.step()
+                for number, ticket in list(flying.items()):
+                    if ticket.generation is not None:
+                        done[number] = ticket.generation
+                        del flying[number]
+
+        for number, submit in enumerate(submissions):
+            land(2 * self.config.max_running - 1)
+            try:
+                flying[number] = submit()
+            except CascadeError as error:
+                done[number] = Generation(text="", finish_reason="error", error=error)
+        land(0)
+        return [done[number] for number in range(len(submissions))]
+
+    def stream(self, ticket: Ticket) -> Iterator[str]:
+        """Pieces of one answer as they become certain; the others go on meanwhile."""
+        while ticket.pieces or not ticket.done:
+            if ticket.pieces:
+                yield ticket.pieces.popleft()
+            else:
+                self.step()
+        assert ticket.generation is not None
+        if ticket.generation.error is not None:
+            raise ticket.generation.error
+
+    def abort(self, ticket: Ticket) -> None:
+        """End a request, wherever it stands; what it has said so far is its Generation."""
+        if not ticket.done:
+            self._end(ticket, reason="abort")
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._tickets)
+
+    def stats(self) -> dict[str, float]:
+        """Gauges and counters since the beginning."""
+        return {
+            "waiting": len(self.scheduler.waiting),
+            "running": len(self.scheduler.running),
+            "pages": self.pool.num_pages,
+            "pages_available": self.pool.num_available,
+            "preemptions": self.scheduler.num_preemptions,
+            "tile_hits": self.tiles.num_hits,
+            "tile_misses": self.tiles.num_misses,
+            "tile_cache_bytes": self.tiles.num_bytes,
+            **{name: self._counts[name] for name in ("requests", "prompt_tokens", "cached_tokens", "said_tokens")},
+        }
+
+    def clear_caches(self) -> None:
+        """Forget keys, values and visual tokens of former requests, as after new weights."""
+        if self.busy:
+            raise InternalError("The caches of an engine that is at work cannot be cleared.")
+        self.pool.clear()
+        self.tiles.clear()
+
+    def check_integrity(self) -> None:
+        """Raise InternalError where pages and requests disagree."""
+        self.scheduler.check_integrity()
+
+    # A step
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Compute what is due; False where there was nothing to do."""
+        self._encode()
+        chunks = self.scheduler.plan()
+        if not chunks:
+            if self._tickets:
+                raise InternalError("Requests wait and none can go on.")
+            return False
+        hidden_TD = self.runner([self._piece(chunk) for chunk in chunks])
+        ready: list[tuple[Ticket, Tensor]] = []
+        first = 0
+        for chunk in chunks:
+            ticket, rows_TD = self._tickets[chunk.request], hidden_TD[first : first + chunk.num]
+            first += chunk.num
+            self.scheduler.computed(chunk)
+            if ticket.scored is not None:
+                self._score(ticket, chunk, rows_TD)
+            elif chunk.start + chunk.num == chunk.request.num_tokens:
+                ready.append((ticket, rows_TD[-1]))
+        if ready:
+            self._say([ticket for ticket, _ in ready], self.runner.logits(torch.stack([row for _, row in ready])))
+        return True
+
+    def _encode(self) -> None:
+        """Visual tokens for the next requests in turn, their tiles together; those without pictures are ready."""
+        budget, wanted = self.config.max_step_tiles, list[tuple[Ticket, list[bytes]]]()
+        if sum(request.ready for request in self.scheduler.waiting) >= self.config.max_running:
+            return
+        for request in sorted(self.scheduler.waiting, key=lambda r: (-r.priority, r.arrival)):
+            ticket = self._tickets[request]
+            twin_at_it = request.after and request.after.state is not State.FINISHED and not request.after.ready
+            num = len(ticket.inputs.tiles)
+            taken = self.config.max_step_tiles - budget
+            if request.ready or (num and twin_at_it) or (taken and num > budget):
+                continue
+            budget -= num
+            wanted.append((ticket, tile_keys(ticket.inputs)))
+        flash = self.model.config.flash
+        routes = flash is not None and flash.enabled
+        plain = []
+        for ticket, keys in wanted:
+            if routes and keys and ticket.scored is None:  # the tiles of a request are routed together
+                ids_T, tiles = ticket.inputs.token_ids.to(self.model.device), ticket.inputs.tiles.to(self.model.device)
+                ids_T, visual_TD = self.model.compress(ids_T, tiles)
+                self._ready(ticket, ids_T.cpu(), visual_TD, [b"".join(keys)])
+            else:
+                plain.append((ticket, keys))
+        tiles = [pair for ticket, keys in plain for pair in zip(keys, ticket.inputs.tiles, strict=True)]
+        at_once = 1 if self.config.batch_invariant else self.config.max_step_tiles
+        tokens = iter(encode(self.model, self.tiles, tiles, at_once))
+        for ticket, keys in plain:
+            visual_TD = torch.cat([next(tokens) for _ in keys]) if keys else None
+            self._ready(ticket, ticket.inputs.token_ids, visual_TD, keys)
+
+    def _ready(self, ticket: Ticket, prompt_ids: Tensor, visual_TD: Tensor | None, keys: list[bytes]) -> None:
+        """Tokens and visual tokens are final. `keys` names stretches of equal length of the latter, and by them
+        the pages of the request."""
+        request = ticket.request
+        ticket.prompt_ids, ticket.visual_TD = prompt_ids, visual_TD
+        ticket.room = self._capacity - len(prompt_ids)
+        places_T = prompt_ids == self.model.config.image_token_id
+        ticket.visual_before_T = torch.nn.functional.pad(places_T.cumsum(0), (1, 0))
+        request.prompt_keys = prompt_ids.numpy().astype(np.int64)
+        if visual_TD is not None:
+            request.prompt_keys[places_T.numpy()] = _visual_keys(keys, len(visual_TD) // len(keys))
+        if ticket.sampler is None and ticket.answer is not None:
+            vocab = self.model.config.decoder.vocab_size
+            ticket.sampler = Sampler(ticket.sampling, prompt_ids, self._banned, vocab)
+        request.ready = True
+
+    def _piece(self, chunk: Chunk) -> Piece:
+        request, start, num = chunk
+        ticket, end = self._tickets[request], start + num
+        token_ids_T = ticket.prompt_ids[start:end]
+        if end > request.num_prompt:
+            said = torch.tensor(request.said[max(0, start - request.num_prompt) : end - request.num_prompt])
+            token_ids_T = torch.cat([token_ids_T, said])
+        visual_TD = None
+        if ticket.visual_TD is not None and start < request.num_prompt:
+            assert ticket.visual_before_T is not None
+            before, after = (int(ticket.visual_before_T[min(at, request.num_prompt)]) for at in (start, end))
+            visual_TD = ticket.visual_TD[before:after] if after > before else None
+        return Piece(token_ids_T, visual_TD, start, request.num_prompt, tuple(request.pages))
+
+    def _say(self, tickets: list[Ticket], logits_TV: Tensor) -> None:
+        """Choose a token for each; one whose logits are no numbers fails alone."""
+        logits_TV = logits_TV.cpu()
+        logits_TV[:, self._banned_V] = float("-inf")
+        highest = logits_TV.max(dim=-1)
+        chosen, finite = highest.indices.tolist(), highest.values.isfinite().tolist()
+        for ticket, logits_V, greedy, good in zip(tickets, logits_TV, chosen, finite, strict=True):
+            if not good:
+                self._fail(ticket, InternalError("The model gave logits that are no numbers (NaN or infinity)."))
+                continue
+            assert ticket.sampler is not None and ticket.answer is not None
+            token_id, logprob = greedy, None
+            if not ticket.sampler.plainly_greedy:
+                token_id, logprob = ticket.sampler(logits_V)
+            if logprob is not None:
+                ticket.answer.logprobs.append(logprob)
+            if ticket.first_token_s is None:
+                ticket.first_token_s = time.perf_counter()
+            ticket.request.said.append(token_id)
+            piece = ticket.answer.push(token_id, ticket.room)
+            if piece:
+                ticket.pieces.append(piece)
+            if ticket.answer.finish_reason is not None:
+                self._end(ticket, reason=ticket.answer.finish_reason)
+
+    def _score(self, ticket: Ticket, chunk: Chunk, rows_TD: Tensor) -> None:
+        """Row t of the chunk tells how likely token t + 1 is."""
+        assert ticket.scored is not None
+        trained = ticket.inputs.trained
+        wanted = [i for i in range(chunk.num) if chunk.start + i + 1 < len(trained) and trained[chunk.start + i + 1]]
+        for part in torch.tensor(wanted, dtype=torch.int64).split(128) if wanted else ():
+            logprobs_TV = self.runner.logits(rows_TD[part]).log_softmax(-1).cpu()
+            next_ids = ticket.prompt_ids[chunk.start + part + 1]
+            for token_id, logprob in zip(next_ids.tolist(), logprobs_TV.gather(1, next_ids[:, None]), strict=True):
+                ticket.scored.append(TokenLogprob(token_id, float(logprob)))
+        if chunk.start + chunk.num == chunk.request.num_tokens:
+            self._end(ticket, reason="stop")
+
+    # Beginning and end of a request
+
+    def _ticket(
+        self, inputs: ModelInputs, sampling: Sampling, started: float, preprocess_s: float, priority: int, client: str
+    ) -> Ticket:
+        num_prompt, rope = len(inputs.token_ids), self.model.config.decoder.rope
+        if num_prompt >= self._capacity:
+            raise MessageError(
+                f"The prompt has {num_prompt} tokens; the model takes {rope.longest} with the answer, and the engine's "
+                f"cache holds {self.pool.num_pages * self.config.page_size}. Send less, or raise cache_bytes."
+            )
+        request = Request(
+            prompt_keys=inputs.token_ids.numpy(),
+            max_new_tokens=sampling.max_new_tokens,
+            priority=priority,
+            client=client,
+            start=self._start(num_prompt),
+            max_cached=None if self.config.prefix_cache else 0,
+        )
+        return Ticket(request, inputs, sampling, inputs.token_ids, self._capacity - num_prompt, started, preprocess_s)
+
+    def _start(self, num_prompt: int) -> bytes:
+        """Keys that are turned by the length of their prompt fit prompts of that length alone."""
+        rope = self.model.config.decoder.rope
+        if rope.kind == "dynamic" and num_prompt > rope.max_position:
+            return f"length {num_prompt}".encode()
+        if rope.kind == "longrope" and num_prompt > rope.trained_position:
+            return b"long"
+        return b""
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        self._tickets[ticket.request] = ticket
+        self.scheduler.add(ticket.request)
+        self._counts["requests"] += 1
+
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        self._end(ticket, reason="error", error=error)
+
+    def _end(self, ticket: Ticket, *, reason: Any, error: Exception | None = None) -> None:
+        request, now = ticket.request, time.perf_counter()
+        cached = request.num_cached if request.state is not State.WAITING else 0
+        self.scheduler.finish(request)
+        del self._tickets[request]
+        self._counts["prompt_tokens"] += request.num_prompt
+        self._counts["cached_tokens"] += cached
+        self._counts["said_tokens"] += len(request.said)
+        answer, first = ticket.answer, ticket.first_token_s or now
+        text = ""
+        logprobs = tuple(ticket.scored) if ticket.scored is not None else None
+        if answer is not None and error is None:
+            rest = answer.flush()
+            if rest:
+                ticket.pieces.append(rest)
+            text = answer.text
+            logprobs = tuple(answer.logprobs) if ticket.sampling.logprobs is not None else None
+        ticket.generation = Generation(
+            text=text,
+            token_ids=tuple(score.token_id for score in ticket.scored or ()) or tuple(request.said),
+            logprobs=logprobs,
+            finish_reason=reason,
+            usage=Usage(
+                prompt_tokens=len(ticket.prompt_ids),
+                visual_tokens=0 if ticket.visual_TD is None else len(ticket.visual_TD),
+                completion_tokens=len(request.said),
+                tiles=len(ticket.inputs.tiles),
+                cached_tokens=min(cached, request.num_prompt),
+            ),
+            spec_hash=ticket.inputs.spec_hash,
+            grids=tuple(ticket.inputs.grids),
+            timings={
+                "preprocess_s": ticket.preprocess_s,
+                "first_token_s": first - ticket.started_s,
+                "decode_s": now - first,
+            },
+            error=error,
+        )
+
+
+def _visual_keys(keys: list[bytes], num_each: int) -> np.ndarray:
+    """A number below 0, which no token id is, for each visual token: of its stretch, and of its place in it."""
+    bases = [int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 2 for key in keys]
+    return np.concatenate([-1 - (base + np.arange(num_each, dtype=np.int64)) for base in bases])

@@ -1,0 +1,95 @@
+"""A step's chunks become tensors, pass the decoder, and leave hidden states."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cascadevl.engine.kv_cache import PagedAttend, PagedCache, Segment
+from cascadevl.models.internvl import InternVL
+
+ROWS = 16
+"""Batch-invariant: the decoder always computes so many tokens at once, some of them for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some tokens of a request: what they are, and where their keys and values go."""
+
+    token_ids_T: Tensor
+    visual_TD: Tensor | None
+    """For the `<IMG_CONTEXT>` among them."""
+    start: int
+    """Of the first token in its request; positions count from there."""
+    length: int
+    """Of the prompt: rope scaling that depends on a length goes by it, then grows with the answer."""
+    pages: tuple[int, ...]
+
+
+class Runner:
+    """The decoder over paged keys and values."""
+
+    def __init__(self, model: InternVL, cache: PagedCache, scratch_page: int, *, invariant: bool) -> None:
+        self.model, self.cache = model, cache
+        self.scratch_page, self.invariant = scratch_page, invariant
+
+    def __call__(self, pieces: Sequence[Piece]) -> Tensor:
+        """hidden_TD of all tokens, end to end; their keys and values are then in the pages."""
+        device, decoder = self.model.device, self.model.language_model
+        token_ids_T = torch.cat([piece.token_ids_T for piece in pieces]).to(device)
+        visual = [piece.visual_TD for piece in pieces if piece.visual_TD is not None]
+        embed_TD = decoder.embed(token_ids_T)
+        if visual:
+            embed_TD = self.model.splice(embed_TD, token_ids_T, torch.cat(visual).to(device))
+        segments, lengths, first = [], [], 0
+        for piece in pieces:
+            num = len(piece.token_ids_T)
+            segments.append(Segment(first, piece.start, num, piece.pages))
+            lengths.append(torch.arange(piece.start + 1, piece.start + num + 1).clamp_min(piece.length))
+            first += num
+        lengths_T = torch.cat(lengths).to(device)
+        if not self.invariant:
+            return self._hidden(embed_TD, segments, lengths_T)
+        return torch.cat([self._padded(embed_TD, group, lengths_T) for group in _groups(segments)])
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Raw scores (T, V) in fp32."""
+        head = self.model.language_model.logits
+        if not self.invariant:
+            return head(hidden_TD)
+        padded_TD = F.pad(hidden_TD, (0, 0, 0, -len(hidden_TD) % ROWS))
+        return torch.cat([head(rows_TD) for rows_TD in padded_TD.split(ROWS)])[: len(hidden_TD)]
+
+    def _hidden(self, embed_TD: Tensor, segments: Sequence[Segment], lengths_T: Tensor) -> Tensor:
+        positions_T = torch.cat([torch.arange(s.start, s.start + s.num, dtype=torch.float32) for s in segments])
+        attend = PagedAttend(self.cache, segments, invariant=self.invariant)
+        return self.model.language_model(embed_TD, positions_T.to(embed_TD.device), attend, lengths_T)
+
+    def _padded(self, embed_TD: Tensor, group: list[Segment], lengths_T: Tensor) -> Tensor:
+        """Hidden states of one group; tokens of nobody, in a page of nobody, make it ROWS long."""
+        first, num = group[0].first, sum(segment.num for segment in group)
+        rows = slice(first, first + num)
+        spare = ROWS - num
+        segments = [replace(segment, first=segment.first - first) for segment in group]
+        if spare:
+            segments.append(Segment(num, 0, spare, (self.scratch_page,) * -(-spare // self.cache.page_size)))
+        padded_TD = F.pad(embed_TD[rows], (0, 0, 0, spare))
+        return self._hidden(padded_TD, segments, F.pad(lengths_T[rows], (0, spare), value=1))[:num]
+
+
+def _groups(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """The same tokens in groups of at most ROWS, in order; a segment may be cut."""
+    groups: list[list[Segment]] = [[]]
+    room = ROWS
+    for segment in segments:
+        done = 0
+        while done < segment.num:
+            if room == 0:
+                groups.append([])
+                room = ROWS
+            num = min(room, segment.num - done)
+            groups[-1].append(Segment(segment.first + done, segment.start + done, num, segment.pages))
+            done, room = done + num, room - num
+    return groups
