@@ -17,6 +17,7 @@ from cascadevl.models.families import read_decoder, write_decoder
 from cascadevl.preprocessing.spec_file import IMAGENET_MEAN, IMAGENET_STD, Spec
 from cascadevl.preprocessing.template import find_template
 from cascadevl.preprocessing.tokenizer import TextTokenizer
+from cascadevl.preprocessing.tokenizer_files import added_bos
 
 
 def _read_config(raw: dict[str, Any], folder: Path, tied: bool) -> InternVLConfig:
@@ -156,6 +157,7 @@ def _derive_spec(raw: dict[str, Any], folder: Path) -> Spec:
         visual_tokens_per_tile=visual_tokens_per_tile(tile_px, vision["patch_size"], raw.get("downsample_ratio", 0.5)),
         template=template,
         system=raw.get("system_message"),
+        bos=added_bos(folder),
     )
 
 

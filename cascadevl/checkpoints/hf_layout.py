@@ -20,7 +20,8 @@ from cascadevl.core.shapes import visual_tokens_per_tile
 from cascadevl.models.config import InternVLConfig, VisionConfig
 from cascadevl.models.families import native_family, read_decoder, write_decoder
 from cascadevl.preprocessing.spec_file import IMAGENET_MEAN, IMAGENET_STD, Spec
-from cascadevl.preprocessing.template import to_jinja
+from cascadevl.preprocessing.template import to_jinja, with_tokens
+from cascadevl.preprocessing.tokenizer_files import added_bos, named_tokens
 
 _TOWER = "model.vision_tower."
 _BLOCK = {
@@ -193,7 +194,9 @@ def _derive_spec(raw: dict[str, Any], folder: Path) -> Spec:
         or visual_tokens_per_tile(tile_px, _side(vision.get("patch_size", 14)), raw.get("downsample_ratio", 0.5)),
         image_context=context,
         template="jinja",
-        jinja=jinja.replace("<image>", context),
+        frame_rule="hf",
+        jinja=with_tokens(jinja.replace("<image>", context), **named_tokens(folder)),
+        bos=added_bos(folder),
     )
 
 

@@ -186,6 +186,9 @@ def _stop_ids(generation: dict[str, Any], spec: Spec, tokenizer: TextTokenizer) 
     """The template's end of turn, and what generation_config.json adds."""
     ids = generation.get("eos_token_id") or []
     found = list(ids) if isinstance(ids, list) else [ids]
-    ends = [TEMPLATES[spec.template].stop] if spec.template in TEMPLATES else ["<|im_end|>", "<|end|>"]
+    if spec.template in TEMPLATES:
+        ends = [TEMPLATES[spec.template].stop]
+    else:  # in GPT-OSS's format <|end|> only closes the thinking
+        ends = ["<|return|>"] if "<|return|>" in tokenizer.controls else ["<|im_end|>", "<|end|>"]
     found += [tokenizer.controls[end] for end in ends if end in tokenizer.controls]
     return tuple(dict.fromkeys(found))

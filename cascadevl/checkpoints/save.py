@@ -40,7 +40,7 @@ def write_parts(parts: Parts, folder: Path, layout: Layout, max_shard_bytes: int
     write_json(folder / "config.json", layout.write_config(parts))  # first: it refuses what the layout cannot say
     write_shards(folder, named_tensors(parts, layout), max_shard_bytes)
     for name, text in parts.tokenizer.files.items():
-        write_text(folder / name, text)
+        write_text(folder / name, text) if isinstance(text, str) else (folder / name).write_bytes(text)
     write_json(folder / "generation_config.json", {**parts.generation, "eos_token_id": list(parts.stop_ids)})
     layout.write_extras(parts, folder)
     parts.spec.save(folder)

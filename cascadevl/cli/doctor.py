@@ -20,6 +20,8 @@ from cascadevl.core.hardware import cpu_flags
 from cascadevl.preprocessing.spec_file import read_spec
 
 EXTRAS = {
+    "video": "reading video files (a GIF, a folder or a list of frames goes without)",
+    "sentencepiece": "models whose tokenizer is a tokenizer.model: InternLM2, Yi, Phi-3 (InternVL 1.5 to 3)",
     "dev": "running the tests and `make check`",
 }
 """Extra of pyproject.toml -> what it unlocks."""

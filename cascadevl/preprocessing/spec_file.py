@@ -5,18 +5,28 @@ settles it. It is saved with every checkpoint we write, derived from the officia
 checkpoint we read, and its hash is reported with every answer.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cascadevl.core.config import from_dict, to_dict
 from cascadevl.core.errors import CheckpointError, ConfigError, SpecMismatch
 from cascadevl.core.files import canonical_json, content_hash, write_json
+from cascadevl.preprocessing.frame_rules import check_rule
 
 FILE_NAME = "preprocessing_spec.json"
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+FRAME_LABEL = "Frame{n}: "
+"""Of evaluation, MPO training, transformers and most model cards (InternVL, eval/mvbench)."""
+FRAME_LABEL_SFT = "Frame-{n}: "
+"""Of pre-training and SFT (InternVL, chat/train/internvl_chat_finetune.py)."""
+
+ADDED = frozenset({"frame_rule"})
+"""Fields that the first release did not have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +59,12 @@ class Spec:
     """Follows each picture in the named templates."""
     image_label: str = "Image-{n}: "
     """Precedes each picture of a turn that has several, in the named templates; {n} counts from 1."""
-    frame_label: str = "Frame{n}: "
+    frame_label: str = FRAME_LABEL
+    """Precedes each frame of a video; {n} counts from 1."""
     num_frames: int = 8
+    """Frames of a video that names no number of its own; the rule `fps…` takes what the clip has instead."""
     frame_max_tiles: int = 1
-    """Videos: evenly spaced middle frames, each one tile, each with its label."""
+    """Tile limit of each frame."""
     template: str = "internvl2_5"
     """A name of `template.TEMPLATES`, or "jinja" for the template text below."""
     jinja: str | None = None
@@ -61,24 +73,36 @@ class Spec:
     templates) or no system turn (jinja)."""
     bos: str | None = None
     """Token put in front of every prompt, by tokenizers that do so."""
+    frame_rule: str = "middle"
+    """Which frames of a video are looked at, a name of `frame_rules`: middle, hf, rand, fps and a number."""
+
+    video: ClassVar[str] = "<video>"
+    """Where a rendered prompt shows a video; its labelled frames take the place."""
 
     def __post_init__(self) -> None:
         if self.version != 1:
             raise ConfigError(f"Preprocessing spec version {self.version}: this release reads version 1.")
         if (self.template == "jinja") != (self.jinja is not None):
             raise ConfigError('A spec needs the jinja text exactly when its template is "jinja".')
+        if min(self.num_frames, self.frame_max_tiles) < 1:
+            raise ConfigError(
+                f"num_frames is {self.num_frames} and frame_max_tiles {self.frame_max_tiles}: expected at least 1."
+            )
+        check_rule(self.frame_rule)
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits over all fields."""
+        """16 hexadecimal digits over `to_dict`."""
         return content_hash(canonical_json(self.to_dict()))
 
     def to_dict(self) -> dict[str, Any]:
-        return to_dict(self)
+        """As saved and hashed: all fields, those of `ADDED` only where they are not the default."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name: value for name, value in to_dict(self).items() if name not in ADDED or value != defaults[name]}
 
     def differences(self, other: "Spec") -> dict[str, tuple[Any, Any]]:
         """Fields that differ: name -> (ours, theirs)."""
-        ours, theirs = self.to_dict(), other.to_dict()
+        ours, theirs = to_dict(self), to_dict(other)
         return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
 
     def require_equal(self, other: "Spec", where: str) -> None:

@@ -6,6 +6,7 @@ transformers layout brings a Jinja text of its own, which is rendered in a sandb
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from cascadevl.core.errors import CheckpointError, ConfigError, MessageError
 from cascadevl.core.messages import Conversation, Image, Text, Turn
+from cascadevl.preprocessing.parse import THINK_END, THINK_START
 from cascadevl.preprocessing.spec_file import Spec
 
 PERSONA_2 = (
@@ -20,6 +22,12 @@ PERSONA_2 = (
 )
 PERSONA_2_5 = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+
+PERSONA_GPT_OSS = (
+    "You are InternVL, a large language model trained by Shanghai AI Laboratory.\nKnowledge cutoff: 2024-06\n"
+    "Current date: 2025-08-06\n\nReasoning: low\n\n"
+    "# Valid channels: final. Channel must be included for every message."
 )
 
 THINKING = (
@@ -44,7 +52,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatTemplate:
-    """An MPT-style template: (header + message + turn_end) for every turn."""
+    """Header, message and end for every turn; what is particular to answers has a line of its own."""
 
     system: str
     user: str
@@ -52,11 +60,35 @@ class ChatTemplate:
     turn_end: str
     persona: str
     """System message where the conversation has none; the system turn is always there."""
+    opening: str | None = None
+    """Header of an answer that is still to come; None: as of any."""
+    answer_start: str = ""
+    """What the model says in front of its answer."""
+    answer_end: str | None = None
+    """End of the last answer; None: `turn_end`."""
+    past_answer_end: str | None = None
+    """End of an answer with more turns behind it; None: `answer_end`."""
+    thought_start: str = ""
+    thought_end: str = ""
+    """What the model says around its thinking, which messages hold as `<think>…</think>`; empty: as it is written."""
 
     @property
     def stop(self) -> str:
         """The token that ends an answer."""
-        return self.turn_end.strip()
+        return (self.answer_end or "").strip() or self.turn_end.strip()
+
+    def end(self, last: bool) -> str:
+        """What follows an answer, the last one or an earlier one."""
+        end = self.turn_end if self.answer_end is None else self.answer_end
+        return end if last or self.past_answer_end is None else self.past_answer_end
+
+    def said(self, answer: str) -> str:
+        """An answer in the words of the model, as it is trained on (InternVL, internvl_chat_gpt_oss)."""
+        if self.thought_start and THINK_START in answer and THINK_END in answer:
+            thinking, answer = answer.rsplit(THINK_END, 1)
+            thinking = thinking.split(THINK_START, 1)[-1]
+            return self.thought_start + thinking.strip() + self.thought_end + self.answer_start + answer.strip()
+        return self.answer_start + answer
 
 
 def _chatml(turn_end: str, persona: str) -> ChatTemplate:
@@ -76,6 +108,21 @@ TEMPLATES: dict[str, ChatTemplate] = {
     "internlm2-chat": _chatml("<|im_end|>", PERSONA_2),
     "phi3-chat": ChatTemplate(
         system="<|system|>\n", user="<|user|>\n", assistant="<|assistant|>\n", turn_end="<|end|>", persona=PERSONA_2
+    ),
+    "internvl3_5_gpt_oss": ChatTemplate(
+        system="<|start|>system<|message|>",
+        user="<|start|>user<|message|>",
+        assistant="<|start|>assistant",
+        turn_end="<|end|>",
+        persona=PERSONA_GPT_OSS,
+        answer_start="<|channel|>final<|message|>",
+        answer_end="<|return|>",
+        past_answer_end="<|end|>",
+        thought_start="<|channel|>analysis<|message|>",
+        thought_end="<|end|><|start|>assistant",
+    ),
+    "internvl_zh": ChatTemplate(  # of InternVL-Chat-V1-1; its released rendering puts no stop token behind answers
+        system="", user="<human>: ", assistant="<bot>: ", turn_end="</s>", persona="", opening="<bot>:", answer_end=" "
     ),
 }
 
@@ -110,17 +157,20 @@ def _with_system(conversation: Conversation, spec: Spec) -> Conversation:
 
 def _render_named(conversation: Conversation, spec: Spec, say: Callable[[str], str]) -> list[Span]:
     template = find_template(spec.template)
-    headers = {"system": template.system, "user": template.user, "assistant": template.assistant}
-    newline = template.turn_end[len(template.stop) :]
+    headers = {"system": template.system, "user": template.user}
     spans = []
     for turn in conversation.turns:
         body = _turn_text(turn, spec, say)
-        if turn.role == "assistant":  # the end token is learned, a newline behind it is not
-            spans += [Span(headers["assistant"], False), Span(body + template.stop, True), Span(newline, False)]
-        else:
+        if turn.role != "assistant":
             spans.append(Span(headers[turn.role] + body + template.turn_end, False))
+            continue
+        end = template.end(last=turn is conversation.turns[-1])
+        # The token that stops is learned; a newline behind it, or what closes a past answer in its place, is not.
+        learned = template.stop if end.startswith(template.stop) else ""
+        spans += [Span(template.assistant, False), Span(template.said(body) + learned, True)]
+        spans.append(Span(end.removeprefix(learned), False))
     if not conversation.ends_with_answer:
-        spans.append(Span(template.assistant, False))
+        spans.append(Span(template.assistant if template.opening is None else template.opening, False))
     return [span for span in spans if span.text]
 
 
@@ -135,7 +185,7 @@ def _turn_text(turn: Turn, spec: Spec, say: Callable[[str], str]) -> str:
             label = spec.image_label.replace("{n}", str(number)) if several else ""
             text += f"{label}{spec.image_context}{spec.image_separator}"
         else:
-            raise MessageError("Videos cannot be read yet: send the frames as pictures.")
+            text += f"{spec.video}{spec.image_separator}"
     return text
 
 
@@ -189,7 +239,7 @@ def _jinja_message(turn: Turn, say: Callable[[str], str]) -> dict[str, Any]:
         elif isinstance(part, Image):
             content.append({"type": "image"})
         else:
-            raise MessageError("Videos cannot be read yet: send the frames as pictures.")
+            content.append({"type": "video"})
     return {"role": turn.role, "content": content}
 
 
@@ -199,13 +249,14 @@ def _apply(spec: Spec, messages: list[dict[str, Any]], *, add_generation_prompt:
     assert spec.jinja is not None
     template = _compiled(spec.jinja)
     try:
-        return template.render(
+        rendered = template.render(
             messages=messages,
             add_generation_prompt=add_generation_prompt,
             tools=None,
             bos_token=spec.bos or "",
             eos_token="",
         )
+        return rendered.removeprefix(spec.bos or "")  # the processor puts it there, once
     except MessageError:
         raise
     except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -240,16 +291,27 @@ def to_jinja(spec: Spec) -> str:
     if spec.jinja is not None:
         return spec.jinja
     template = find_template(spec.template)
-    system = json.dumps(spec.system if spec.system is not None else template.persona, ensure_ascii=False)
-    quote = functools.partial(json.dumps, ensure_ascii=False)
-    label = " ~ counter.n ~ ".join(map(quote, spec.image_label.split("{n}")))
+    headers = {"system": template.system, "user": template.user, "assistant": template.assistant}
+    system = quoted(spec.system if spec.system is not None else template.persona)
+    opening = template.assistant if template.opening is None else template.opening
     return (
         "{%- if messages[0]['role'] != 'system' -%}"
-        f"{{{{- {quote(template.system)} + {system} + {quote(template.turn_end)} -}}}}"
+        f"{{{{- {quoted(template.system)} + {system} + {quoted(template.turn_end)} -}}}}"
         "{%- endif -%}"
         "{%- for message in messages -%}"
-        f"{{{{- {{'system': {quote(template.system)}, 'user': {quote(template.user)}, "
-        f"'assistant': {quote(template.assistant)}}}[message['role']] -}}}}"
+        f"{{{{- {json.dumps(headers, ensure_ascii=False)}[message['role']] -}}}}"
+        f"{{%- set said -%}}{_jinja_body(spec)}{{%- endset -%}}"
+        f"{{%- if message['role'] == 'assistant' -%}}{_jinja_answer(template)}"
+        f"{{%- else -%}}{{{{- said + {quoted(template.turn_end)} -}}}}{{%- endif -%}}"
+        "{%- endfor -%}"
+        f"{{%- if add_generation_prompt -%}}{{{{- {quoted(opening)} -}}}}{{%- endif -%}}"
+    )
+
+
+def _jinja_body(spec: Spec) -> str:
+    """What `_turn_text` does."""
+    label = " ~ counter.n ~ ".join(map(quoted, spec.image_label.split("{n}")))
+    return (
         "{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}"
         "{%- set images = message['content'] | selectattr('type', 'equalto', 'image') | list -%}"
         "{%- set counter = namespace(n=0) -%}"
@@ -257,10 +319,38 @@ def to_jinja(spec: Spec) -> str:
         "{%- if part['type'] == 'image' -%}{%- set counter.n = counter.n + 1 -%}"
         "{%- if images | length > 1 -%}"
         f"{{{{- {label} -}}}}{{%- endif -%}}"
-        f"{{{{- {quote(spec.image_context)} + {quote(spec.image_separator)} -}}}}"
+        f"{{{{- {quoted(spec.image_context)} + {quoted(spec.image_separator)} -}}}}"
+        "{%- elif part['type'] == 'video' -%}"
+        f"{{{{- {quoted(spec.video)} + {quoted(spec.image_separator)} -}}}}"
         "{%- elif part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}"
         "{%- endfor -%}{%- endif -%}"
-        f"{{{{- {quote(template.turn_end)} -}}}}"
-        "{%- endfor -%}"
-        f"{{%- if add_generation_prompt -%}}{{{{- {quote(template.assistant)} -}}}}{{%- endif -%}}"
     )
+
+
+def _jinja_answer(template: ChatTemplate) -> str:
+    """What `ChatTemplate.said` and `ChatTemplate.end` do."""
+    last, past = quoted(template.end(last=True)), quoted(template.end(last=False))
+    plain = f"{{{{- {quoted(template.answer_start)} + said -}}}}"
+    if template.thought_start:
+        between = quoted(template.thought_end + template.answer_start)
+        start, end = quoted(THINK_START), quoted(THINK_END)
+        plain = (
+            f"{{%- if {start} in said and {end} in said -%}}"
+            f"{{%- set halves = said.rsplit({end}, 1) -%}}"
+            f"{{{{- {quoted(template.thought_start)} + halves[0].split({start}, 1)[-1].strip() + {between}"
+            " + halves[1].strip() -}}"
+            f"{{%- else -%}}{plain}{{%- endif -%}}"
+        )
+    return plain + f"{{{{- {last} if loop.last else {past} -}}}}"
+
+
+def quoted(text: str) -> str:
+    """A string literal of Jinja."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def with_tokens(jinja: str, **tokens: str | None) -> str:
+    """A folder's template, told what its tokenizer calls `bos_token` and `eos_token` where it asks."""
+    told = {name: token for name, token in tokens.items() if token and re.search(rf"\b{name}\b", jinja)}
+    # A newline behind a block is not rendered: what follows is the template as it was.
+    return "".join(f"{{% set {name} = {quoted(token)} %}}\n" for name, token in told.items()) + jinja

@@ -2,151 +2,185 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from tokenizers.decoders import DecodeStream
+from tokenizers import AddedToken, models, pre_tokenizers, trainers
 
-from cascadevl.core.errors import CheckpointError
-
-SPECIAL_TOKENS = (
-    *("<img>", "</img>", "<IMG_CONTEXT>"),
-    *("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"),
-)
-"""The nine tokens that every InternVL adds, in their official order."""
-
-SPOKEN = frozenset({"<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"})
-"""Special tokens that are part of what people and models say: typed in questions, kept in answers."""
+from cascadevl.core.errors import CheckpointError, UserError
+from cascadevl.preprocessing.parse import CHANNEL, MESSAGE, ChannelReader
+from cascadevl.preprocessing.tokenizer_files import MODEL_FILE, SPECIAL_TOKENS, added_tokens, config_of, texts
+from cascadevl.preprocessing.tokenizer_json import JsonBackend, byte_level, qwen_definition
 
 MARK_RANGE = range(0xF0000, 0xFFFFE)
 """Private-use characters, one of which marks text that only looks like a control token."""
 
-_QWEN_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+
+class BackendStream(Protocol):
+    """Ids to text, one at a time."""
+
+    def push(self, token_id: int) -> str: ...
+
+    def finish(self) -> str: ...
+
+
+class Backend(Protocol):
+    """A vocabulary, whatever library reads it."""
+
+    controls: dict[str, int]
+    strips: dict[str, tuple[bool, bool]]
+    """Control token -> whether it swallows the white space to its left, and to its right."""
+
+    def __len__(self) -> int: ...
+
+    def id(self, token: str) -> int | None: ...
+
+    def piece(self, token_id: int) -> str:
+        """What stands in the vocabulary itself, under any added token."""
+        ...
+
+    def encode(self, text: str, inside: bool) -> list[int]:
+        """Plain text; `inside` where it goes on with a text, rather than stand behind a control token."""
+        ...
+
+    def opening(self, rendered: str) -> list[int]:
+        """What stands in front of a prompt that begins so."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+    def stream(self) -> BackendStream: ...
 
 
 class TextTokenizer:
-    """Encodes plain text, looks up control tokens, decodes answers.
+    """Encodes plain text, looks up control tokens, decodes answers."""
 
-    Two backends share a vocabulary: the whole one decodes; the plain one has no control tokens, so
-    that `<|im_start|>` in a message is eight ordinary tokens and not one powerful one.
-    """
-
-    def __init__(self, definition: dict[str, Any], files: dict[str, str]) -> None:
-        self.files = files
+    def __init__(self, source: dict[str, Any] | Backend, files: Mapping[str, str | bytes]) -> None:
+        """`source`: what a tokenizer.json says, or a backend that is ready."""
+        self.files = dict(files)
         """Names and contents of the files this came from, to be written back as they were."""
-        self._whole = Tokenizer.from_str(json.dumps(definition))
-        added = {token["content"]: token for token in definition["added_tokens"]}
-        for content, token in added.items():  # the backend counts on from its vocabulary, whatever the file says
-            if self._whole.token_to_id(content) != token["id"]:
-                raise CheckpointError(
-                    f"The tokenizer gives {content!r} the id {token['id']}, but its vocabulary leads to "
-                    f"{self._whole.token_to_id(content)}: entries are missing, or files of two models were mixed."
-                )
-        self.controls: dict[str, int] = {
-            content: token["id"]
-            for content, token in added.items()
-            if (token["special"] or content in SPECIAL_TOKENS) and content not in SPOKEN
-        }
-        plain = {**definition, "added_tokens": [t for t in added.values() if t["content"] not in self.controls]}
-        plain["post_processor"] = None
-        self._plain = Tokenizer.from_str(json.dumps(plain))
-        # The backend numbers added tokens as it likes: without the control tokens, others move up.
-        kept = [token["content"] for token in plain["added_tokens"]]
-        self._official = {self._plain.token_to_id(content): added[content]["id"] for content in kept}
-        self._control_ids = frozenset(self.controls.values())
-        self._splitter = re.compile("|".join(map(re.escape, sorted(self.controls, key=len, reverse=True))) or r"(?!)")
+        self._backend: Backend = JsonBackend(source) if isinstance(source, dict) else source
+        self.controls = self._backend.controls
+        self._names = {token_id: token for token, token_id in self.controls.items()}
+        self._has_channels = {CHANNEL, MESSAGE} <= self.controls.keys()
+        longest_first = sorted(self.controls, key=len, reverse=True)
+        self._lookalike = re.compile(
+            "(?=(?:" + ("|".join(map(re.escape, longest_first)) or r"(?!)") + "))(.)", re.DOTALL
+        )
+        self._splitter = re.compile("|".join(map(self._pattern, longest_first)) or r"(?!)")
+
+    def _pattern(self, token: str) -> str:
+        left, right = self._backend.strips.get(token, (False, False))
+        return r"\s*" * left + re.escape(token) + r"\s*" * right
 
     @classmethod
     def from_folder(cls, folder: Path) -> "TextTokenizer":
-        """From tokenizer.json, or from vocab.json and merges.txt of the Qwen releases."""
+        """From tokenizer.json, or what slow tokenizers keep: Qwen's vocab.json and merges.txt, or tokenizer.model."""
         folder = Path(folder)
         try:
-            files = {name: (folder / name).read_text(encoding="utf-8") for name in _FILES if (folder / name).is_file()}
+            files: dict[str, Any] = texts(folder)
+            if (folder / MODEL_FILE).is_file():
+                files[MODEL_FILE] = (folder / MODEL_FILE).read_bytes()
             if "tokenizer.json" in files:
                 return cls(json.loads(files["tokenizer.json"]), files)
             if "vocab.json" in files and "merges.txt" in files:
-                return cls(_qwen_definition(files), files)
-        except CheckpointError:
+                return cls(qwen_definition(files), files)
+            if MODEL_FILE in files:
+                from cascadevl.preprocessing.tokenizer_sentencepiece import SentencePieceBackend
+
+                return cls(SentencePieceBackend(files[MODEL_FILE], config_of(files), added_tokens(files)), files)
+        except UserError:
             raise
-        except Exception as error:  # the tokenizers library raises bare Exceptions
+        except Exception as error:  # the libraries raise bare Exceptions
             raise CheckpointError(f"The tokenizer files in {folder} cannot be read: {error}") from error
         raise CheckpointError(
-            f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json with merges.txt; found {sorted(files)}."
+            f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json with merges.txt, or {MODEL_FILE}; "
+            f"found {sorted(files)}."
         )
 
     def __len__(self) -> int:
         """Entries, added tokens included."""
-        return self._whole.get_vocab_size(with_added_tokens=True)
+        return len(self._backend)
 
     def id(self, token: str) -> int:
         """Id of one entry; ids of control tokens are looked up, never assumed."""
-        found = self._whole.token_to_id(token)
+        found = self._backend.id(token)
         if found is None:
             raise CheckpointError(f"The tokenizer has no entry {token!r}; an InternVL tokenizer needs it.")
         return found
 
-    def encode(self, text: str) -> list[int]:
-        """Plain text to ids; no control token can come out."""
-        ids = self._plain.encode(text, add_special_tokens=False).ids if text else []
-        return [self._official.get(i, i) for i in ids]
+    def encode(self, text: str, *, inside: bool = False) -> list[int]:
+        """Plain text to ids as it stands behind a control token; no control token can come out.
+
+        `inside`: it goes on with a text that was encoded before. Only tokenizers that put a space
+        before words make a difference.
+        """
+        ids = self._backend.encode(text, inside) if text else []
+        if self._names.keys().isdisjoint(ids):
+            return ids
+        # An entry of the model itself, such as InternLM2's [UNUSED_TOKEN_146] under <|im_start|>: spelled out.
+        return [j for i in ids for j in (self._spelled(i) if i in self._names else [i])]
+
+    def _spelled(self, token_id: int) -> list[int]:
+        letters = self._backend.piece(token_id)
+        return [i for letter in letters for i in self._backend.encode(letter, True) if i not in self._names]
+
+    def opening(self, rendered: str) -> list[int]:
+        """Ids that stand before a prompt that begins so, behind the BOS: nearly always none."""
+        return self._backend.opening(rendered)
 
     def split(self, rendered: str) -> list[str]:
-        """A rendered prompt cut at its control tokens; these stand alone in the list."""
+        """A rendered prompt cut at its control tokens; these stand alone in the list.
+
+        White space beside a control token that swallows it (Phi-3) is gone.
+        """
         pieces, at = [], 0
         for match in self._splitter.finditer(rendered):
-            pieces += [rendered[at : match.start()], match.group()]
+            pieces += [rendered[at : match.start()], match.group().strip()]
             at = match.end()
         return [piece for piece in (*pieces, rendered[at:]) if piece]
 
     def disarm(self, text: str, mark: str) -> str:
         """Put `mark` inside whatever looks like a control token, so that `split` passes it by."""
-        lookalike = f"(?=(?:{self._splitter.pattern}))(.)"
-        return re.sub(lookalike, lambda match: match.group(1) + mark, text, flags=re.DOTALL)
+        return self._lookalike.sub(lambda match: match.group(1) + mark, text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of an answer: control tokens left out, boxes and references kept."""
-        kept = [i for i in token_ids if i not in self._control_ids]
-        return self._whole.decode(kept, skip_special_tokens=False)
+        """Text of an answer: control tokens left out, boxes and references kept.
+
+        An answer in channels (GPT-OSS) shows its thinking in `<think>…</think>` and no headers.
+        """
+        if not self._has_channels:
+            return self._backend.decode([i for i in token_ids if i not in self._names])
+        stream = self.stream()
+        return "".join(map(stream.push, token_ids)) + stream.finish()
 
     def tokens(self, token_ids: Sequence[int]) -> list[str]:
         """Each id as readable text, for people who want to see a prompt."""
-        return [self._whole.decode([i], skip_special_tokens=False) for i in token_ids]
+        return [self._names.get(i) or self._backend.decode([i]) for i in token_ids]
 
     def stream(self) -> "TextStream":
         """Decode one token at a time; a character split over tokens waits until it is whole."""
-        return TextStream(self._whole, self._control_ids)
+        return TextStream(self._backend.stream(), self._names, ChannelReader() if self._has_channels else None)
 
 
 class TextStream:
     """`push(id)` gives the text that became certain, often one piece, sometimes none; `finish()` the rest."""
 
-    def __init__(self, backend: Tokenizer, control_ids: frozenset[int]) -> None:
-        self._backend, self._control_ids = backend, control_ids
-        self._stream = DecodeStream(skip_special_tokens=False)
-        self._waiting: list[int] = []
+    def __init__(self, pieces: BackendStream, names: Mapping[int, str], channels: ChannelReader | None) -> None:
+        self._pieces, self._names, self._channels = pieces, names, channels
 
     def push(self, token_id: int) -> str:
-        if token_id in self._control_ids:
-            return ""
-        piece = self._stream.step(self._backend, token_id) or ""
-        self._waiting = [] if piece else [*self._waiting, token_id]
-        return piece
+        if token_id not in self._names:
+            return self._shown(self._pieces.push(token_id))
+        return self.finish() + self._channels.mark(self._names[token_id]) if self._channels else ""
 
     def finish(self) -> str:
         """What waited for the end of a character that never came, as `decode` shows it."""
-        waiting, self._waiting = self._waiting, []
-        return self._backend.decode(waiting, skip_special_tokens=False)
+        return self._shown(self._pieces.finish())
 
-
-_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt"),
-)
+    def _shown(self, piece: str) -> str:
+        return self._channels.text(piece) if self._channels else piece
 
 
 def train_tokenizer(texts: Iterable[str], num_entries: int) -> dict[str, str]:
@@ -154,7 +188,7 @@ def train_tokenizer(texts: Iterable[str], num_entries: int) -> dict[str, str]:
 
     Without texts it holds the 256 bytes and no merges. Control tokens come after `num_entries`.
     """
-    backend = _byte_level(models.BPE())
+    backend = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=num_entries, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
@@ -168,39 +202,3 @@ def train_tokenizer(texts: Iterable[str], num_entries: int) -> dict[str, str]:
         "model_max_length": 8192,
     }
     return {"tokenizer.json": backend.to_str(), "tokenizer_config.json": json.dumps(config, indent=2)}
-
-
-def _byte_level(model: models.Model) -> Tokenizer:
-    """Byte-level BPE over NFC text, cut into words as Qwen does."""
-    backend = Tokenizer(model)
-    backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_QWEN_WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def _qwen_definition(files: dict[str, str]) -> dict[str, Any]:
-    """The fast form of a slow Qwen2 tokenizer, whose files are vocab.json and merges.txt."""
-    vocabulary = json.loads(files["vocab.json"])
-    lines = [line for line in files["merges.txt"].split("\n") if line and not line.startswith("#version")]
-    merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
-    backend = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
-    config = json.loads(files.get("tokenizer_config.json", "{}"))
-    added = {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
-    for content, i in json.loads(files.get("added_tokens.json", "{}")).items():
-        added.setdefault(i, {"content": content, "special": content in SPECIAL_TOKENS or content.startswith("<|")})
-    for i, token in sorted(added.items()):
-        flags = {key: bool(token.get(key, False)) for key in ("lstrip", "rstrip", "single_word", "normalized")}
-        entry = AddedToken(token["content"], special=bool(token.get("special", False)), **flags)
-        (backend.add_special_tokens if entry.special else backend.add_tokens)([entry])
-        if backend.token_to_id(token["content"]) != i:
-            raise CheckpointError(
-                f"added token {token['content']!r} should have the id {i}, but the vocabulary gives "
-                f"{backend.token_to_id(token['content'])}: vocab.json and added_tokens.json do not belong together."
-            )
-    return json.loads(backend.to_str())

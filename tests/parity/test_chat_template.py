@@ -12,11 +12,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import AddedToken, Tokenizer, processors
+from transformers import AutoTokenizer, InternVLProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 import cascadevl
 from cascadevl.api import Bundle
+from cascadevl.checkpoints.layouts import read_json
+from cascadevl.checkpoints.load import load_processor
 from cascadevl.checkpoints.parts import Parts
 from cascadevl.checkpoints.save import save_parts
 from cascadevl.core.config import evolve
@@ -25,6 +28,14 @@ from cascadevl.core.shapes import num_tiles
 from cascadevl.preprocessing.processor import Processor
 from cascadevl.preprocessing.spec_file import FILE_NAME, Spec
 from cascadevl.recipes.nano import CHAT_TEMPLATE
+
+
+class TextProcessor(InternVLProcessor):
+    """The processor of transformers, not insisting on a reader of videos (which needs torchvision)."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        return type(argument)
+
 
 Make = Callable[..., Any]
 Messages = list[dict[str, Any]]
@@ -49,11 +60,12 @@ def _expanded(rendered: str, num_tokens: list[int]) -> str:
     return rendered.replace("<hold>", "<IMG_CONTEXT>")
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [*SPECS, "phi3-chat", "internvl3_5_gpt_oss", "internvl_zh"])
 def test_transformers_renders_the_same_prompt_from_our_folder(
     name: str, conversation: Messages, make_member: Make, tmp_path: Path
 ) -> None:
-    parts = _with_spec(make_member().bundle.parts, SPECS[name])
+    """Those whose control tokens this tokenizer does not have are compared as the plain text they then are."""
+    parts = _with_spec(make_member().bundle.parts, SPECS.get(name) or Spec(max_tiles=6, template=name))
     save_parts(parts, tmp_path / "model")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
     messages = [
@@ -150,6 +162,37 @@ def test_without_our_spec_the_chat_folder_alone_implies_the_same_inputs(
     bundle = cascadevl.load(tmp_path / "model")
     assert bundle.spec == parts.spec
     assert torch.equal(bundle.preprocess(several_pictures).token_ids, parts.processor(several_pictures).token_ids)
+
+
+@pytest.mark.parametrize("printed", ["", "{{ bos_token }}", "{{- bos_token }}{{ eos_token }}"])
+@pytest.mark.parametrize("adds", [False, True])
+def test_the_bos_comes_once_as_from_the_processor_of_transformers(
+    printed: str, adds: bool, make_member: Make, tmp_path: Path
+) -> None:
+    """It calls the tokenizer as it is, but where the rendered prompt begins with the BOS already."""
+    folder = tmp_path / "model"
+    shutil.copytree(make_member().folder, folder)
+    os.remove(folder / FILE_NAME)
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens([AddedToken("<s>", special=True)])
+    if adds:
+        bos = ("<s>", backend.token_to_id("<s>"))
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[bos])
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "<|im_end|>"}
+    path = folder / "tokenizer_config.json"
+    path.write_text(canonical_json({**read_json(path), **config}))
+    path = folder / "chat_template.jinja"
+    path.write_text(printed + path.read_text())
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    image_processor = GotOcr2ImageProcessorPil.from_pretrained(folder)
+    processor: Any = TextProcessor(image_processor, tokenizer, None, chat_template=path.read_text())
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What is the total?"}]}]
+    theirs = processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)
+    ours = load_processor(folder)(messages).token_ids.tolist()
+    assert ours == list(theirs["input_ids"][0])
+    assert ours.count(tokenizer.convert_tokens_to_ids("<s>")) == (adds or bool(printed))
 
 
 def test_templates_of_the_first_release_place_image_words(

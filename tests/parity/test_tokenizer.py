@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from cascadevl.preprocessing.tokenizer import SPECIAL_TOKENS, TextTokenizer, train_tokenizer
+from cascadevl.preprocessing.tokenizer import TextTokenizer, train_tokenizer
+from cascadevl.preprocessing.tokenizer_files import SPECIAL_TOKENS
 
 CORPUS = [
     "The total of the receipt is 12.50, and it's not 1,250. We've paid; they'll see.\n\nThank you!",

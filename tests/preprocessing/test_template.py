@@ -10,7 +10,7 @@ from cascadevl.core.config import evolve
 from cascadevl.core.errors import CheckpointError, ConfigError, MessageError
 from cascadevl.core.messages import Conversation
 from cascadevl.preprocessing.spec_file import Spec
-from cascadevl.preprocessing.template import TEMPLATES, THINKING, find_template, render, to_jinja
+from cascadevl.preprocessing.template import TEMPLATES, THINKING, find_template, render, to_jinja, with_tokens
 
 A = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 B = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
@@ -63,12 +63,47 @@ EXPECTED: dict[str, tuple[str, str, str]] = {
     ),
 }
 EXPECTED["internlm2-chat"] = EXPECTED["Hermes-2"]
+C = (
+    "You are InternVL, a large language model trained by Shanghai AI Laboratory.\nKnowledge cutoff: 2024-06\n"
+    "Current date: 2025-08-06\n\nReasoning: low\n\n"
+    "# Valid channels: final. Channel must be included for every message."
+)
+EXPECTED["internvl3_5_gpt_oss"] = (
+    f"<|start|>system<|message|>{C}<|end|><|start|>user<|message|>What is it?<|end|><|start|>assistant",
+    f"<|start|>system<|message|>{C}<|end|><|start|>user<|message|><IMG_CONTEXT>\nWhat is it?<|end|><|start|>assistant",
+    "<|start|>system<|message|>Be brief.<|end|>"
+    "<|start|>user<|message|>Image-1: <IMG_CONTEXT>\nImage-2: <IMG_CONTEXT>\nWhich?<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>The second.<|end|>"
+    "<|start|>user<|message|><IMG_CONTEXT>\nAnd now?<|end|><|start|>assistant",
+)
+EXPECTED["internvl_zh"] = (
+    "</s><human>: What is it?</s><bot>:",
+    "</s><human>: <IMG_CONTEXT>\nWhat is it?</s><bot>:",
+    "Be brief.</s><human>: Image-1: <IMG_CONTEXT>\nImage-2: <IMG_CONTEXT>\nWhich?</s><bot>: The second. "
+    "<human>: <IMG_CONTEXT>\nAnd now?</s><bot>:",
+)
+
+THOUGHT = [*QUESTION, {"role": "assistant", "content": "<think>\nTwo ears.\n</think>\n\nA cat.\n"}]
+EXPECTED_THOUGHT = {
+    "internvl2_5": f"<|im_start|>system\n{B}<|im_end|>\n<|im_start|>user\nWhat is it?<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\nTwo ears.\n</think>\n\nA cat.\n<|im_end|>\n",
+    "Hermes-2": f"<|im_start|>system\n{A}<|im_end|><|im_start|>user\nWhat is it?<|im_end|>"
+    "<|im_start|>assistant\n<think>\nTwo ears.\n</think>\n\nA cat.\n<|im_end|>",
+    "phi3-chat": f"<|system|>\n{A}<|end|><|user|>\nWhat is it?<|end|>"
+    "<|assistant|>\n<think>\nTwo ears.\n</think>\n\nA cat.\n<|end|>",
+    "internvl3_5_gpt_oss": f"<|start|>system<|message|>{C}<|end|><|start|>user<|message|>What is it?<|end|>"
+    "<|start|>assistant<|channel|>analysis<|message|>Two ears.<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>A cat.<|return|>",
+    "internvl_zh": "</s><human>: What is it?</s><bot>: <think>\nTwo ears.\n</think>\n\nA cat.\n ",
+}
+EXPECTED_THOUGHT["internlm2-chat"] = EXPECTED_THOUGHT["Hermes-2"]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_prompts_have_the_official_bytes(name: str) -> None:
     for messages, expected in zip((QUESTION, ONE_PICTURE, TURNS), EXPECTED[name], strict=True):
         assert _prompt(messages, Spec(template=name)) == expected
+    assert _prompt(THOUGHT, Spec(template=name)) == EXPECTED_THOUGHT[name]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -77,6 +112,46 @@ def test_jinja_made_of_a_template_renders_the_same_bytes(name: str) -> None:
     jinja = evolve(spec, template="jinja", jinja=to_jinja(spec))
     for messages, expected in zip((QUESTION, ONE_PICTURE, TURNS), EXPECTED[name], strict=True):
         assert _prompt(messages, jinja) == expected
+    assert _prompt(THOUGHT, jinja) == EXPECTED_THOUGHT[name]
+
+
+SAID = st.lists(st.sampled_from(["<think>", "</think>", "a", " ", "\n", "{{ b }}", '"', "漢"]), max_size=6).map("".join)
+
+
+@given(
+    name=st.sampled_from(sorted(TEMPLATES)),
+    said=st.lists(st.tuples(SAID, st.booleans(), SAID), min_size=1, max_size=3),
+    ends_with_answer=st.booleans(),
+)
+def test_jinja_renders_any_conversation_as_we_do(name: str, said: list[Any], ends_with_answer: bool) -> None:
+    messages: list[dict[str, Any]] = []
+    for question, shown, answer in said:
+        messages.append(_user(*[PICTURE] * shown, "Q" + question))
+        messages.append({"role": "assistant", "content": answer})
+    spec = Spec(template=name)
+    messages = messages if ends_with_answer else messages[:-1]
+    assert _prompt(messages, evolve(spec, template="jinja", jinja=to_jinja(spec))) == _prompt(messages, spec)
+
+
+def test_answers_of_gpt_oss_are_trained_on_with_their_channels() -> None:
+    """`<|end|>` closes an answer that is past, but is not what the model is to say behind one."""
+    messages = [*TURNS, {"role": "assistant", "content": "<think>Hm.</think>Nothing. "}]
+    spans = render(Conversation.parse(messages), Spec(template="internvl3_5_gpt_oss"))
+    assert [span.text for span in spans if span.trained] == [
+        "<|channel|>final<|message|>The second.",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Nothing.<|return|>",
+    ]
+
+
+def test_each_template_stops_at_its_own_token() -> None:
+    assert {name: template.stop for name, template in TEMPLATES.items()} == {
+        "internvl2_5": "<|im_end|>",
+        "Hermes-2": "<|im_end|>",
+        "internlm2-chat": "<|im_end|>",
+        "phi3-chat": "<|end|>",
+        "internvl3_5_gpt_oss": "<|return|>",
+        "internvl_zh": "</s>",
+    }
 
 
 def test_persona_dots_and_commas_are_the_official_code_points() -> None:
@@ -136,9 +211,10 @@ def test_a_folders_own_template_is_rendered_without_a_persona() -> None:
     assert _prompt(QUESTION, system).startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n")
 
 
-@pytest.mark.parametrize(
-    "spec", [*(Spec(template=name) for name in TEMPLATES), _jinja(CHATML)], ids=[*TEMPLATES, "jinja"]
-)
+CLOSED = [name for name in TEMPLATES if name not in ("internvl3_5_gpt_oss", "internvl_zh")]
+
+
+@pytest.mark.parametrize("spec", [*(Spec(template=name) for name in CLOSED), _jinja(CHATML)], ids=[*CLOSED, "jinja"])
 def test_exactly_the_answers_and_their_end_are_trained_on(spec: Spec) -> None:
     stop = "<|end|>" if spec.template == "phi3-chat" else "<|im_end|>"
     messages = [*TURNS, {"role": "assistant", "content": "Nothing. "}]
@@ -201,11 +277,21 @@ def test_templates_are_rendered_in_a_sandbox(source: str) -> None:
         _prompt(QUESTION, _jinja(source))
 
 
-def test_a_video_is_refused_with_what_to_do() -> None:
-    messages = [_user({"type": "video", "video": "a.mp4"}, "What happens?")]
-    for spec in (Spec(), _jinja(CHATML)):
-        with pytest.raises(MessageError, match="send the frames as pictures"):
-            _prompt(messages, spec)
+def test_a_template_that_prints_the_bos_does_not_double_it() -> None:
+    """The processor puts it in front; transformers adds none to a prompt that begins with it."""
+    spec = _jinja("{{ bos_token }}{% for m in messages %}[{{ m.content }}]{% endfor %}{{ eos_token }}")
+    messages = [{"role": "user", "content": "Hi."}]
+    assert _prompt(messages, evolve(spec, bos="<s>")) == _prompt(messages, spec) == "[Hi.]"
+
+
+def test_a_template_is_told_the_tokens_it_asks_for_and_is_else_as_it_was() -> None:
+    source = "\n{{- bos_token }}{% for m in messages %}[{{ m.content }}]{{ eos_token }}{% endfor %}"
+    told = with_tokens(source, bos_token="<s>", eos_token='"</s>')
+    messages = [{"role": "user", "content": "Hi."}]
+    assert _prompt(messages, _jinja(told)) == '<s>[Hi.]"</s>'
+    assert _prompt(messages, evolve(_jinja(told), bos="<s>")) == '[Hi.]"</s>'
+    assert with_tokens("\nno tokens", bos_token="<s>", eos_token=None) == "\nno tokens"
+    assert _prompt(messages, _jinja(with_tokens("\n{{ eos_token }}", eos_token="x"))) == "\nx"
 
 
 def test_an_unknown_template_is_refused_with_the_known() -> None:

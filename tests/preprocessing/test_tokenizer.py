@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cascadevl.core.errors import CheckpointError
-from cascadevl.preprocessing.tokenizer import SPECIAL_TOKENS, SPOKEN, TextTokenizer, train_tokenizer
+from cascadevl.preprocessing.tokenizer import TextTokenizer, train_tokenizer
+from cascadevl.preprocessing.tokenizer_files import SPECIAL_TOKENS, SPOKEN
 
 FILES = train_tokenizer(["the cat sat on the mat", "<box>[[1, 2, 3, 4]]</box>", "über 漢字"], 280)
 TOKENIZER = TextTokenizer(json.loads(FILES["tokenizer.json"]), FILES)
