@@ -1,4 +1,4 @@
-"""Ask a model about pictures; without any words, chat with it.
+"""Ask a model about pictures and videos; without any words, chat with it.
 
 Every check that needs no weights is made before torch is imported, so a mistake is answered at once.
 """
@@ -9,22 +9,21 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from PIL import Image as Pillow
-from PIL import ImageDraw, ImageFont
 
 from cascadevl.checkpoints.layouts import locate
 from cascadevl.cli import batch
-from cascadevl.core.boxes import Box, parse_boxes
+from cascadevl.cli.overlay import check_overlay, save_overlay
+from cascadevl.core.boxes import Grounded, read_boxes
 from cascadevl.core.errors import ConfigError, MediaError, MessageError, UserError
 from cascadevl.core.generation import Generation, Sampling
-from cascadevl.core.messages import Conversation, Image, Text, Turn
+from cascadevl.core.messages import Conversation, Image, Text, Turn, Video
 from cascadevl.preprocessing.image import open_image
+from cascadevl.preprocessing.video import is_video, open_footage
 
 if TYPE_CHECKING:
     from cascadevl.api import Bundle
@@ -32,28 +31,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ask:
-    """Ask a model about pictures: cascadevl ask receipt.png "What is the total?"
+    """Ask a model about pictures and videos: cascadevl ask receipt.png "What is the total?"
 
     Without any words a chat opens; it also reads questions from a pipe.
     """
 
-    words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[IMAGE …] QUESTION")] = ()
-    """Pictures, then the question in quotes."""
+    words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[IMAGE|VIDEO …] QUESTION")] = ()
+    """Pictures and videos (files, or folders of frames), then the question in quotes."""
     model: str = "nano"
     """An embedded model, a folder, or a hub id such as OpenGVLab/InternVL3_5-1B."""
     max_tiles: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Tile limit of each picture; None leaves it to the model."""
+    start: Annotated[float | None, tyro.conf.arg(metavar="S")] = None
+    """Second at which the clip of a video begins; None is its beginning."""
+    end: Annotated[float | None, tyro.conf.arg(metavar="S")] = None
+    """Second at which it ends; None is its end."""
+    num_frames: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Frames of a video that are looked at; None leaves it to the model."""
     json: bool = False
-    """Print one JSON object: text, tokens, tiles, grids, spec hash, boxes in pixels, seconds."""
+    """Print one JSON object: text, tokens, tiles, grids, spec hash, boxes in pixels of the last picture, seconds."""
     overlay: Annotated[Path | None, tyro.conf.arg(metavar="OUT.png")] = None
-    """Draw the boxes of the answer on the last picture and save it here."""
+    """Draw the boxes of the answer on the last picture and save it here, upright and in full size."""
     batch: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="IN.jsonl OUT.jsonl")] = None
     """Answer a file in OpenAI's batch form; started again, it goes on where it stopped."""
-    sampling: tyro.conf.OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
+    sampling: tyro.conf.AvoidSubcommands[tyro.conf.OmitArgPrefixes[Sampling]] = field(default_factory=Sampling)
+
+    @property
+    def clip(self) -> tuple[float | None, float | None, int | None]:
+        """What every video among the words is asked for: start, end, frames."""
+        return self.start, self.end, self.num_frames
 
     def __post_init__(self) -> None:
-        if self.batch and (self.words or self.json or self.overlay):
-            raise ConfigError("--batch takes its questions from a file: no words, --json or --overlay beside it.")
+        if self.batch and (self.words or self.json or self.overlay or any(each is not None for each in self.clip)):
+            raise ConfigError(
+                "--batch takes its questions from a file: no words, --json, --overlay, "
+                "--start, --end or --num-frames beside it."
+            )
         if self.max_tiles is not None and self.max_tiles < 1:
             raise ConfigError(f"--max-tiles must be at least 1, got {self.max_tiles}.")
         if self.overlay and len(self.words) < 2:
@@ -65,9 +78,11 @@ def main(arguments: list[str]) -> int:
     if ask.batch:
         defaults = batch.Defaults(model=ask.model, sampling=ask.sampling, max_tiles=ask.max_tiles)
         return batch.answer_file(*ask.batch, defaults)
-    conversation = read_words(ask.words) if ask.words else None
     if ask.overlay:
         check_overlay(ask.overlay)
+    conversation = read_words(ask) if ask.words else None
+    if ask.overlay and conversation and not conversation.images:
+        raise ConfigError("--overlay draws on a picture, these are videos: give a picture too, or leave it out.")
     locate(ask.model)
 
     start = time.perf_counter()
@@ -79,28 +94,44 @@ def main(arguments: list[str]) -> int:
         return chat(bundle, ask)
     answer = say(bundle, conversation, ask, load_s)
     if ask.overlay:
-        picture = conversation.images[-1].source
-        save_overlay(picture, parse_boxes(answer.text, *picture.size), ask.overlay)
+        found = _boxes(conversation, answer)
+        for malformed in (grounded.malformed for grounded in found if grounded.malformed):
+            _note(f"not drawn, since it is no box: {malformed}")
+        save_overlay(conversation.images[-1].source, [box for each in found for box in each.boxes], ask.overlay)
     return 0
 
 
-def read_words(words: Sequence[str]) -> Conversation:
-    """All words but the last are pictures, opened here: each is decoded once, and before torch loads."""
-    *paths, question = words
+def read_words(ask: Ask) -> Conversation:
+    """All words but the last are pictures and videos.
+
+    Pictures are opened here: each is decoded once, and before torch loads. Of videos the header is read.
+    """
+    *paths, question = ask.words
     if os.path.isfile(question):
         raise MessageError(f"The last word, {question!r}, is a file: expected the question after the pictures.")
     if not question.strip():
         return Conversation.ask(question)
-    return Conversation.ask(question, [_picture(path) for path in paths])
+    media = [_word(path, ask) for path in paths]
+    if any(each is not None for each in ask.clip) and not any(isinstance(medium, Video) for medium in media):
+        raise ConfigError("--start, --end and --num-frames are about videos: none is given.")
+    return Conversation((Turn("user", (*media, Text(question))),))
 
 
-def _picture(word: str) -> Pillow.Image:
+def _word(word: str, ask: Ask) -> Image | Video:
     try:
-        return open_image(word)
+        return _medium(word, ask)
     except MediaError as problem:
         if os.path.exists(word):
             raise
-        raise MediaError(f"{problem} (All words but the last are pictures; quote the question.)") from None
+        raise MediaError(f"{problem} (All words but the last are pictures or videos; quote the question.)") from None
+
+
+def _medium(path: str, ask: Ask) -> Image | Video:
+    if not is_video(path):
+        return Image(open_image(path))
+    video = Video(path, *ask.clip)
+    open_footage(video).close()
+    return video
 
 
 def say(bundle: "Bundle", conversation: Conversation, ask: Ask, load_s: float = 0.0) -> Generation:
@@ -132,9 +163,8 @@ def report(
     answer: Generation,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """What `--json` prints. Boxes are in pixels of the last picture."""
-    images = conversation.images
-    boxes = parse_boxes(answer.text, *images[-1].source.size) if images else []
+    """What `--json` prints. Boxes are left, top, right, bottom in pixels of the last picture."""
+    found = _boxes(conversation, answer)
     facts: dict[str, Any] = {
         "model": bundle.name,
         "text": answer.text,
@@ -142,7 +172,12 @@ def report(
         **dataclasses.asdict(answer.usage),
         "grids": [list(grid) for grid in answer.grids],
         "spec_hash": answer.spec_hash,
-        "boxes": [dataclasses.asdict(box) for box in boxes],
+        "boxes": [
+            {"label": box.label, "box": [round(edge, 2) for edge in (box.left, box.top, box.right, box.bottom)]}
+            for grounded in found
+            for box in grounded.boxes
+        ],
+        "malformed_boxes": [grounded.malformed for grounded in found if grounded.malformed],
         "timings": {name: round(value, 4) for name, value in seconds.items()},
         "notes": list(bundle.parts.notes),
     }
@@ -154,7 +189,18 @@ def report(
     return facts
 
 
-CHAT_HELP = "/image PATH shows a picture, /reset starts afresh, /quit ends."
+def _boxes(conversation: Conversation, answer: Generation) -> list[Grounded]:
+    """Boxes belong to the last picture: the question follows it. Without pictures, to the frames of a video."""
+    if conversation.images:
+        return read_boxes(answer.text, *conversation.images[-1].source.size)
+    videos = [medium for medium in conversation.media if isinstance(medium, Video)]
+    if not videos or "<box>" not in answer.text:
+        return []
+    with contextlib.closing(open_footage(videos[-1])) as footage:
+        return read_boxes(answer.text, *footage.sizes([len(footage) - 1])[0])
+
+
+CHAT_HELP = "/image PATH shows a picture or a video, /reset starts afresh, /quit ends."
 
 
 def chat(bundle: "Bundle", ask: Ask) -> int:
@@ -166,7 +212,7 @@ def chat(bundle: "Bundle", ask: Ask) -> int:
 
         _note("; ".join([bundle.name, *bundle.parts.notes, CHAT_HELP]))
     turns: tuple[Turn, ...] = ()
-    pictures: list[Image] = []
+    pictures: list[Image | Video] = []
     while True:
         try:
             line = input(prompt).strip()
@@ -181,7 +227,7 @@ def chat(bundle: "Bundle", ask: Ask) -> int:
                 case ["/reset"]:
                     turns, pictures = (), []
                 case ["/image", path]:
-                    pictures.append(Image(open_image(os.path.expanduser(path.strip("\"'")))))
+                    pictures.append(_medium(os.path.expanduser(path.strip("\"'")), ask))
                 case [word, *_] if word.startswith("/"):
                     raise MessageError(f"Unknown command {word!r}. {CHAT_HELP}")
                 case _:
@@ -193,48 +239,6 @@ def chat(bundle: "Bundle", ask: Ask) -> int:
             print(f"error: {mistake}", file=sys.stderr)
         except KeyboardInterrupt:
             _note("stopped; this question is forgotten")
-
-
-def check_overlay(path: Path) -> None:
-    """Refuse before any work what could not be saved after it."""
-    if not path.parent.is_dir():
-        raise ConfigError(f"--overlay {path}: the folder {str(path.parent)!r} does not exist; make it first.")
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ConfigError(f"--overlay {path}: expected a name ending in .png, .jpg or .webp.")
-
-
-def save_overlay(picture: Pillow.Image, boxes: Sequence[Box], path: Path) -> None:
-    """The picture with its boxes, saved whole or not at all."""
-    if not boxes:
-        return _note(f"the answer names no box: {path} was not written")
-    drawn = draw_boxes(picture, boxes)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        drawn.save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _note(f"{len(boxes)} box{'es' if len(boxes) > 1 else ''} drawn: {path}")
-
-
-def draw_boxes(picture: Pillow.Image, boxes: Sequence[Box]) -> Pillow.Image:
-    """A copy with every box outlined and labelled."""
-    drawn = picture.convert("RGB")
-    if drawn is picture:
-        drawn = picture.copy()
-    pen = ImageDraw.Draw(drawn)
-    line_px = max(2, round(max(drawn.size) / 300))
-    font = ImageFont.load_default(size=6 * line_px)
-    for number, box in enumerate(boxes):
-        colour = COLOURS[number % len(COLOURS)]
-        pen.rectangle((box.left, box.top, box.right, box.bottom), outline=colour, width=line_px)
-        if box.label:
-            corner = (box.left + 2 * line_px, box.top + line_px)
-            pen.text(corner, box.label, fill=colour, font=font, stroke_width=1, stroke_fill="white")
-    return drawn
-
-
-COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
 
 
 def _note(text: str) -> None:

@@ -22,6 +22,7 @@ from cascadevl.preprocessing.spec_file import read_spec
 EXTRAS = {
     "video": "reading video files (a GIF, a folder or a list of frames goes without)",
     "sentencepiece": "models whose tokenizer is a tokenizer.model: InternLM2, Yi, Phi-3 (InternVL 1.5 to 3)",
+    "constraints": "answers bound to a JSON schema, a regular expression or a list of choices",
     "dev": "running the tests and `make check`",
 }
 """Extra of pyproject.toml -> what it unlocks."""

@@ -36,17 +36,49 @@ def format_boxes(boxes: list[Box], width_px: int, height_px: int) -> str:
     return f"<box>[{inner}]</box>"
 
 
-_BOX = re.compile(r"(?:<ref>(?P<label>.{0,400}?)</ref>\s*)?<box>(?P<inner>[^<]*)</box>", re.DOTALL)
+@dataclass(frozen=True, slots=True)
+class Grounded:
+    """What one `<box>…</box>` of an answer says: where in the picture the thing called `label` is."""
+
+    label: str
+    """The expression in `<ref>…</ref>` before it; empty where there is none."""
+    boxes: tuple[Box, ...]
+    """In pixels, clipped to the picture."""
+    malformed: str = ""
+    """What stands there and is no box, as the answer wrote it."""
+
+
+_BOX = re.compile(
+    r"(?:<ref>(?P<label>(?:(?!</?ref>).){0,400})</ref>\s*)?<box>(?P<inner>[^<]*)(?P<end></box>)?", re.DOTALL
+)
 _NUMBERS = re.compile(r"\[\s*(-?\d{1,9})\s*,\s*(-?\d{1,9})\s*,\s*(-?\d{1,9})\s*,\s*(-?\d{1,9})\s*\]?")
 
 
-def parse_boxes(text: str, width_px: int, height_px: int) -> list[Box]:
-    """Every box of an answer, in pixels, clipped to the picture; text without boxes gives []."""
+def read_boxes(text: str, width_px: int, height_px: int) -> list[Grounded]:
+    """Every box of an answer in order, malformed ones told; text without `<box>` gives [].
+
+    Corners in the wrong order are put right, numbers outside of 0…1000 are clipped: models write both.
+    """
     found = []
     for match in _BOX.finditer(text):
-        for numbers in _NUMBERS.findall("[" + match["inner"].lstrip("[ \n")):
-            x1, y1, x2, y2 = (min(max(int(number), 0), SCALE) / SCALE for number in numbers)
-            left, right = sorted((x1 * width_px, x2 * width_px))
-            top, bottom = sorted((y1 * height_px, y2 * height_px))
-            found.append(Box(left, top, right, bottom, match["label"] or ""))
+        label, inner = match["label"] or "", match["inner"]
+        if not match["end"]:
+            found.append(Grounded(label, (), f"<box>{inner}"))
+            continue
+        lists = "[" + inner.lstrip("[ \n")
+        boxes = tuple(_box(numbers, label, width_px, height_px) for numbers in _NUMBERS.findall(lists))
+        rest = _NUMBERS.sub("", lists).strip("[], \n\t")
+        found.append(Grounded(label, boxes, match[0][match[0].index("<box>") :] if rest or not boxes else ""))
     return found
+
+
+def parse_boxes(text: str, width_px: int, height_px: int) -> list[Box]:
+    """The boxes of `read_boxes` alone, whatever they are of."""
+    return [box for grounded in read_boxes(text, width_px, height_px) for box in grounded.boxes]
+
+
+def _box(numbers: tuple[str, ...], label: str, width_px: int, height_px: int) -> Box:
+    x1, y1, x2, y2 = (min(max(int(number), 0), SCALE) / SCALE for number in numbers)
+    left, right = sorted((x1 * width_px, x2 * width_px))
+    top, bottom = sorted((y1 * height_px, y2 * height_px))
+    return Box(left, top, right, bottom, label)

@@ -2,11 +2,13 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cascadevl.core.errors import MessageError
+from cascadevl.core.config import fits
+from cascadevl.core.errors import MediaError, MessageError
 
 ROLES = ("system", "user", "assistant")
 
@@ -29,9 +31,25 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A video: a path or a list of frames (each a picture as in `Image`)."""
+    """A video: path, bytes, data URL, a folder of frames, or a list of frames (each a picture as in `Image`)."""
 
     source: Any
+    start_s: float | None = None
+    end_s: float | None = None
+    """The clip that is looked at; None: from the beginning, to the end."""
+    num_frames: int | None = None
+    """Frames that are looked at; None leaves it to the preprocessing spec, and takes a list as it is."""
+
+    def __post_init__(self) -> None:
+        for name, seconds in (("start", self.start_s), ("end", self.end_s)):
+            if seconds is not None and not (fits(float, seconds) and 0 <= seconds < math.inf):
+                raise MediaError(
+                    f"A clip cannot {name} at {seconds!r}: expected seconds from the beginning, 0 or more."
+                )
+        if self.end_s is not None and self.end_s <= (self.start_s or 0):
+            raise MediaError(f"A clip from {self.start_s or 0:g} s to {self.end_s:g} s is empty: it must end later.")
+        if self.num_frames is not None and not (fits(int, self.num_frames) and self.num_frames >= 1):
+            raise MediaError(f"num_frames is {self.num_frames!r}: expected a whole number, at least 1.")
 
 
 Part = Text | Image | Video
@@ -78,6 +96,11 @@ class Conversation:
     def images(self) -> tuple[Image, ...]:
         """All pictures, in the order in which they are said."""
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Image))
+
+    @property
+    def media(self) -> tuple["Image | Video", ...]:
+        """All pictures and videos, in the order in which they are said."""
+        return tuple(part for turn in self.turns for part in turn.parts if not isinstance(part, Text))
 
     @property
     def ends_with_answer(self) -> bool:
@@ -160,9 +183,17 @@ def _part(part: Any, number: int) -> Part:
             f"Message {number}: unknown part type {kind!r}. Expected one of {', '.join(_PARTS)}."
             f"{_suggest(str(kind), _PARTS)}"
         )
+    read, known = _PARTS[kind]
     if kind not in part:
         raise MessageError(f"Message {number}: a part of type {kind!r} needs the field {kind!r}.")
-    return _PARTS[kind](part, number)
+    for key in part:
+        if key not in ("type", kind, *known):
+            fields = (kind, *known)
+            raise MessageError(
+                f"Message {number}: a part of type {kind!r} has no field {key!r}. "
+                f"Known: {', '.join(fields)}.{_suggest(str(key), fields)}"
+            )
+    return read(part, number)
 
 
 def _text(part: Mapping[str, Any], number: int) -> Part:
@@ -192,7 +223,30 @@ DETAIL: Mapping[str, int | None] = {"auto": None, "low": 6, "medium": 12, "high"
 
 
 def _video(part: Mapping[str, Any], number: int) -> Part:
-    return Video(part["video"])
+    return Video(part["video"], **_clip(part, number))
+
+
+def _video_url(part: Mapping[str, Any], number: int) -> Part:
+    url = part["video_url"]
+    if isinstance(url, Mapping):
+        if set(url) != {"url"}:
+            raise MessageError(f"Message {number}: 'video_url' needs the field 'url' and no other, got {sorted(url)}.")
+        url = url["url"]
+    if not isinstance(url, str):
+        raise MessageError(f"Message {number}: the url of a video must be a string, got {type(url).__name__}.")
+    return Video(url, **_clip(part, number))
+
+
+def _clip(part: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """What is impossible is refused by `Video`, what is no number here."""
+    clip = {}
+    for key, field, kind in (("start", "start_s", float), ("end", "end_s", float), ("num_frames", "num_frames", int)):
+        value = part.get(key)
+        if value is not None and not fits(kind, value):
+            expected = "a whole number" if kind is int else "a number of seconds"
+            raise MessageError(f"Message {number}: {key!r} must be {expected}, got {value!r}.")
+        clip[field] = value
+    return clip
 
 
 def _max_tiles(part: Mapping[str, Any], number: int) -> int | None:
@@ -202,4 +256,12 @@ def _max_tiles(part: Mapping[str, Any], number: int) -> int | None:
     return limit
 
 
-_PARTS = {"text": _text, "image": _image, "image_url": _image_url, "video": _video}
+_CLIP = ("start", "end", "num_frames")
+_PARTS: dict[str, tuple[Callable[[Mapping[str, Any], int], Part], tuple[str, ...]]] = {
+    "text": (_text, ()),
+    "image": (_image, ("max_tiles",)),
+    "image_url": (_image_url, ("max_tiles",)),
+    "video": (_video, _CLIP),
+    "video_url": (_video_url, _CLIP),
+}
+"""Type -> how it is read, and its fields beside the one of its own name."""

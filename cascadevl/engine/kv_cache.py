@@ -26,8 +26,8 @@ class PagedCache:
     ) -> None:
         shape = (config.num_layers, num_pages, config.num_kv_heads, page_size, config.head_size)
         self.page_size = page_size
-        # Zeros: pages are read whole before they are full.
-        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        # Memory that is never touched is never taken: what is not written is not read either.
+        self.keys, self.values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
 
     @staticmethod
     def page_bytes(config: DecoderConfig, page_size: int, dtype: torch.dtype) -> int:

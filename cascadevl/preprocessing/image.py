@@ -12,9 +12,9 @@ import io
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -32,18 +32,25 @@ from cascadevl.core.errors import ConfigError, MediaError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaLimits:
-    """What a picture may cost; checked on the file and on its header, before decoding."""
+    """What a picture or a video may cost; checked on the file and on its header, before decoding."""
 
     max_bytes: int = 64 * 2**20
-    """Size of the encoded file."""
+    """Size of the encoded picture."""
     max_pixels: int = 180_000_000
     """Width times height: an A2 page at 600 dpi passes, and takes 0.7 GB while it is prepared."""
+    max_video_bytes: int = 4 * 2**30
+    """Size of the encoded video, which is read once from end to end."""
+    max_video_s: float = 4 * 3600.0
+    """Length of the clip that is looked at."""
+    max_frames: int = 512
+    """Frames that are looked at."""
+    max_frame_pixels: int = 8192 * 4320
+    """Width times height of a frame."""
 
     def __post_init__(self) -> None:
-        if min(self.max_bytes, self.max_pixels) < 1:
-            raise ConfigError(
-                f"Media limits must be positive, got {self.max_bytes} bytes and {self.max_pixels} pixels."
-            )
+        for field in fields(self):
+            if not getattr(self, field.name) > 0:
+                raise ConfigError(f"Media limits must be positive, {field.name} is {getattr(self, field.name)}.")
 
 
 DEFAULT_LIMITS = MediaLimits()
@@ -61,8 +68,8 @@ def open_image(source: Any, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image
     elif isinstance(source, np.ndarray):
         name, image = "The array", _from_array(source)
     else:
-        name, data = _read(source, limits)
-        image = _from_bytes(data, name)
+        name, data = find_media(source, limits.max_bytes)
+        image = _from_bytes(data if isinstance(data, bytes) else _read(data, name), name)
     width, height = image.size
     if width == 0 or height == 0:
         raise MediaError(f"{name} is empty: {width}×{height} pixels. Expected at least 1×1.")
@@ -74,7 +81,7 @@ def open_image(source: Any, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image
     try:
         image.load()
         turn = _TURNS.get(_orientation(image))
-        image = _to_rgb(image)
+        image = to_rgb(image)
     except MediaError as error:
         raise MediaError(f"{name} {error}") from None
     except Exception as error:
@@ -83,67 +90,90 @@ def open_image(source: Any, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image
     return image if turn is None else image.transpose(turn)
 
 
-def _read(source: Any, limits: MediaLimits) -> tuple[str, bytes]:
-    """What to call the source in messages, and the bytes of its file."""
+Kind = Literal["picture", "video"]
+_SOURCES: dict[Kind, str] = {
+    "picture": "a path, bytes, a data URL, a PIL picture, or a numpy uint8 array of (rows, columns[, channels])",
+    "video": "a path, a folder of frames, bytes, a data URL, or a list of frames",
+}
+_TOO_LARGE: dict[Kind, str] = {
+    "picture": "Save the picture smaller, or raise `max_bytes`.",
+    "video": "Cut it or encode it smaller, or raise `max_video_bytes`.",
+}
+
+
+def find_media(source: Any, max_bytes: int, kind: Kind = "picture") -> tuple[str, bytes | Path]:
+    """What to call the source in messages, and its bytes or the path of a file that is there and not too large."""
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
     if isinstance(source, bytes | bytearray | memoryview):
-        name, data = "The picture in memory", bytes(source)
+        name, data = f"The {kind} in memory", bytes(source)
     elif isinstance(source, str) and source[:5].lower() == "data:":
-        name, data = "The data URL", _from_data_url(source, limits)
+        name, data = "The data URL", _from_data_url(source, max_bytes, kind)
     elif isinstance(source, str) and (scheme := re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source)):
         raise MediaError(
             f"{source!r:.120} is not fetched: {scheme[0].lower()} addresses are off. "
-            "Give a local path, or the picture itself as bytes or as a data URL."
+            f"Give a local path, or the {kind} itself as bytes or as a data URL."
         )
-    elif isinstance(source, str | os.PathLike):
-        name, data = f"{os.fspath(source)!r:.300}", _from_file(source, limits)
+    elif isinstance(source, str):
+        return _find_file(source, max_bytes, kind)
     else:
         raise MediaError(
-            f"A picture cannot be a {type(source).__module__}.{type(source).__qualname__}. Expected a path, "
-            "bytes, a data URL, a PIL picture, or a numpy uint8 array of (rows, columns[, channels])."
+            f"A {kind} cannot be a {type(source).__module__}.{type(source).__qualname__}. Expected {_SOURCES[kind]}."
         )
     if not data:
-        raise MediaError(f"{name} is empty: 0 bytes. Expected an encoded picture ({_FORMATS}).")
-    if len(data) > limits.max_bytes:
-        raise _too_many_bytes(name, len(data), limits)
+        raise _no_bytes(name, kind)
+    if len(data) > max_bytes:
+        raise _too_many_bytes(name, len(data), max_bytes, kind)
     return name, data
 
 
-def _from_file(path: str | os.PathLike[str], limits: MediaLimits) -> bytes:
-    name = f"{os.fspath(path)!r:.300}"
+def _find_file(path: str, max_bytes: int, kind: Kind) -> tuple[str, Path]:
+    name = f"{path!r:.300}"
     try:
         status = os.stat(path)
-        regular = stat.S_ISREG(status.st_mode)
-        if regular and status.st_size <= limits.max_bytes:
-            return Path(path).read_bytes()
     except FileNotFoundError:
         raise MediaError(f"{name} does not exist, seen from {os.getcwd()}. Check the path.") from None
     except (OSError, ValueError) as error:  # no permission, a name too long, a zero byte in the name
+        raise MediaError(f"{name} cannot be read: {error}. Expected the path of a {kind}.") from error
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+        raise MediaError(f"{name} is {what}. Expected the path of one {kind} file.")
+    if status.st_size > max_bytes:
+        raise _too_many_bytes(name, status.st_size, max_bytes, kind)
+    if not status.st_size:
+        raise _no_bytes(name, kind)
+    return name, Path(path)
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
         raise MediaError(f"{name} cannot be read: {error}. Expected the path of a picture.") from error
-    if not regular:
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
-        raise MediaError(f"{name} is {kind}. Expected the path of one picture file.")
-    raise _too_many_bytes(name, status.st_size, limits)
 
 
-def _from_data_url(url: str, limits: MediaLimits) -> bytes:
+def _from_data_url(url: str, max_bytes: int, kind: Kind) -> bytes:
     header, comma, payload = url.partition(",")
     if not comma or not header.lower().endswith(";base64"):
-        raise MediaError(f"The data URL begins with {url[:40]!r}. Expected 'data:image/png;base64,…'.")
+        example = {"picture": "image/png", "video": "video/mp4"}[kind]
+        raise MediaError(f"The data URL begins with {url[:40]!r}. Expected 'data:{example};base64,…'.")
     payload = "".join(payload.split())
     size_bytes = len(payload) * 3 // 4 - payload[-2:].count("=")
-    if size_bytes > limits.max_bytes:
-        raise _too_many_bytes("The data URL", size_bytes, limits)
+    if size_bytes > max_bytes:
+        raise _too_many_bytes("The data URL", size_bytes, max_bytes, kind)
     try:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError) as error:
         raise MediaError(f"The data URL is not valid base64: {error}. Encode the file again.") from None
 
 
-def _too_many_bytes(name: str, size_bytes: int, limits: MediaLimits) -> MediaError:
-    return MediaError(
-        f"{name} has {size_bytes:,} bytes; at most {limits.max_bytes:,} are allowed. "
-        "Save the picture smaller, or raise `max_bytes`."
-    )
+def _no_bytes(name: str, kind: Kind) -> MediaError:
+    formats = {"picture": f" ({_FORMATS})", "video": ""}[kind]
+    return MediaError(f"{name} is empty: 0 bytes. Expected an encoded {kind}{formats}.")
+
+
+def _too_many_bytes(name: str, size_bytes: int, max_bytes: int, kind: Kind) -> MediaError:
+    return MediaError(f"{name} has {size_bytes:,} bytes; at most {max_bytes:,} are allowed. {_TOO_LARGE[kind]}")
 
 
 # By their first bytes, not by Image.open, which warns or raises at a global pixel limit before ours is asked.
@@ -187,7 +217,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _from_16_bits(image)
     if image.mode == "F":

@@ -1,17 +1,19 @@
 import json
 import re
+import shutil
 import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from cascadevl.cli.ask import Ask, chat, draw_boxes, read_words, save_overlay, say
-from cascadevl.core.boxes import Box
+from cascadevl.cli.ask import Ask, chat, read_words, say
+from cascadevl.core import messages as core_messages
 from cascadevl.core.errors import ConfigError, MediaError
 from cascadevl.core.generation import Sampling
-from cascadevl.preprocessing.image import open_image
+from cascadevl.core.messages import Text, Video
 from tests.cli.scripted import Scripted
+from tests.preprocessing.films import write_video
 
 HEADER = b"IHDR" + (50_000).to_bytes(4) * 2 + b"\x08\x02\0\0\0"
 HUGE_PNG = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4) + HEADER + zlib.crc32(HEADER).to_bytes(4) + bytes(4) + b"IDAT"
@@ -39,13 +41,33 @@ MISTAKES = {
     "overlay without picture": (["--overlay", "out.png", "What?"], "--overlay"),
     "overlay into no folder": (["--overlay", "no/out.png", "picture.png", "What?"], "does not exist"),
     "overlay of no format": (["--overlay", "out.txt", "picture.png", "What?"], ".png"),
+    "overlay on a video": (["--overlay", "out.png", "film.mp4", "What?"], "draws on a picture"),
+    "text named .mp4": (["text.mp4", "What?"], "text.mp4"),
+    "clip beyond the end": (["--start", "3", "--end", "2", "film.mp4", "What?"], "from 3 s to 2 s"),
+    "no frames": (["--num-frames", "0", "film.mp4", "What?"], "num_frames"),
+    "clip without a video": (["--start", "1", "picture.png", "What?"], "--start"),
+    "batch and a clip": (["--batch", "a.jsonl", "b.jsonl", "--end", "3"], "--batch"),
     "batch and words": (["--batch", "a.jsonl", "b.jsonl", "What?"], "--batch"),
     "batch missing": (["--batch", "a.jsonl", "b.jsonl"], "a.jsonl"),
 }
 
 
 @pytest.fixture
-def rubbish(tmp_path: Path, picture: Path) -> None:
+def film(tmp_path: Path) -> Path:
+    """An mp4 of 48 × 32 pixels and ten frames in 0.4 s."""
+    return write_video(tmp_path / "film.mp4", 10, (48, 32))
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (300, 10)).save(path)
+    return path
+
+
+@pytest.fixture
+def rubbish(tmp_path: Path, picture: Path, film: Path) -> None:
+    (tmp_path / "text.mp4").write_text("This is not a video.")
     (tmp_path / "text.png").write_text("This is not a picture.")
     (tmp_path / "zero.png").write_bytes(b"")
     (tmp_path / "short.png").write_bytes(picture.read_bytes()[:200])
@@ -138,44 +160,63 @@ def test_sampling_flags_are_the_fields_of_sampling(command):
 )
 def test_cut_answers_say_so_on_stderr(finish_reason, hint, capsys):
     bundle = Scripted(["one two"], finish_reason=finish_reason)
-    say(bundle, read_words(["What?"]), Ask())  # type: ignore[arg-type]
+    say(bundle, read_words(Ask(words=("What?",))), Ask())  # type: ignore[arg-type]
     out, err = capsys.readouterr()
     assert out == "one two\n"
     assert hint in err
     assert bool(err) == bool(hint)
 
 
-def test_boxes_are_pixels_of_the_last_picture(picture, capsys):
-    bundle = Scripted(["<ref>total</ref><box>[[100, 500, 200, 1000]]</box>"])
-    say(bundle, read_words([str(picture), "Where is the total?"]), Ask(json=True))  # type: ignore[arg-type]
+def test_boxes_are_pixels_of_the_last_picture(picture, wide, capsys):
+    bundle = Scripted(["<ref>total</ref><box>[[100, 500, 200, 1000]]</box> <ref>x</ref><box>[[1, 2]]</box>"])
+    ask = Ask(words=(str(wide), str(picture), "Where is the total?"), json=True)
+    say(bundle, read_words(ask), ask)  # type: ignore[arg-type]
     facts = json.loads(capsys.readouterr().out)
-    assert facts["boxes"] == [{"left": 20.0, "top": 50.0, "right": 40.0, "bottom": 100.0, "label": "total"}]
+    assert facts["boxes"] == [{"label": "total", "box": [20.0, 50.0, 40.0, 100.0]}]
+    assert facts["malformed_boxes"] == ["<box>[[1, 2]]</box>"]
 
 
-def test_overlay_outlines_the_box(picture, tmp_path):
-    black = Image.new("RGB", (200, 100))
-    drawn = draw_boxes(black, [Box(20, 50, 40, 90)])
-    red = (0xD6, 0x27, 0x28)
-    assert [drawn.getpixel(corner) for corner in ((20, 50), (40, 90), (21, 70))] == [red] * 3
-    assert drawn.getpixel((30, 70)) == (0, 0, 0)
-    assert black.getpixel((20, 50)) == (0, 0, 0)
-
-
-def test_overlay_is_saved_whole_or_not_at_all(tmp_path, capsys):
-    picture = Image.new("RGB", (20, 10))
-    save_overlay(picture, [], tmp_path / "out.png")
-    assert list(tmp_path.iterdir()) == []
-    assert "names no box" in capsys.readouterr().err
-    save_overlay(picture, [Box(1, 1, 5, 5, "x")], tmp_path / "out.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
-    assert open_image(tmp_path / "out.png").size == (20, 10)
+def test_boxes_of_a_phone_picture_are_pixels_of_it_upright(tmp_path, capsys):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "phone.jpg", exif=exif)
+    bundle = Scripted(["<box>[[0, 0, 1000, 1000]]</box>"])
+    ask = Ask(words=(str(tmp_path / "phone.jpg"), "Where?"), json=True)
+    say(bundle, read_words(ask), ask)  # type: ignore[arg-type]
+    assert json.loads(capsys.readouterr().out)["boxes"][0]["box"] == [0, 0, 20, 40]
 
 
 def test_each_picture_is_opened_once_and_before_the_question_is_asked(picture):
-    conversation = read_words([str(picture), str(picture), "Same?"])
+    conversation = read_words(Ask(words=(str(picture), str(picture), "Same?")))
     assert [image.source.size for image in conversation.images] == [(200, 100)] * 2
     with pytest.raises(MediaError, match="nowhere"):
-        read_words([str(picture), "nowhere.png", "Same?"])
+        read_words(Ask(words=(str(picture), "nowhere.png", "Same?")))
+
+
+def test_videos_are_told_from_pictures_and_take_the_clip(picture, film, tmp_path):
+    (tmp_path / "frames").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "frames" / "1.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "moving.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), 9)])
+    shutil.copy(film, tmp_path / "no_suffix")
+    words = (film, tmp_path / "frames", tmp_path / "moving.gif", tmp_path / "no_suffix", picture)
+    ask = Ask(words=(*map(str, words), "What?"), start=0.2, end=0.3, num_frames=2)
+    *media, text = read_words(ask).turns[0].parts
+    assert media[:4] == [Video(str(path), 0.2, 0.3, 2) for path in words[:4]]
+    assert isinstance(media[4], core_messages.Image) and text == Text("What?")
+
+
+def test_a_video_is_asked_about_and_boxes_are_pixels_of_its_frames(film, capsys):
+    bundle = Scripted(["<box>[[0, 0, 500, 500]]</box>"])
+    ask = Ask(words=(str(film), "Where?"), json=True)
+    say(bundle, read_words(ask), ask)  # type: ignore[arg-type]
+    assert json.loads(capsys.readouterr().out)["boxes"] == [{"label": "", "box": [0.0, 0.0, 24.0, 16.0]}]
+
+
+def test_json_tells_the_tiles_of_the_frames(command, tiny, film):
+    ran = command("ask", "--model", tiny(), "--json", "--num-frames", "3", "--max-new-tokens", "3", film, "What?")
+    assert ran.code == 0, ran.err
+    facts = json.loads(ran.out)
+    assert (facts["tiles"], facts["grids"]) == (3, [[1, 1]] * 3)
 
 
 def test_contradicting_flags_are_refused():

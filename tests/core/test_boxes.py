@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascadevl.core.boxes import Box, format_boxes, parse_boxes
+from cascadevl.core.boxes import Box, Grounded, format_boxes, parse_boxes, read_boxes
 
 SIDES = st.integers(1, 6000)
 SHARES = st.floats(0, 1)
@@ -67,3 +67,28 @@ def test_absurdly_long_numbers_and_texts_are_no_way_to_stop_the_parser() -> None
     assert parse_boxes(f"<box>[[{'9' * 10_000}, 0, 0, 0]]</box>", 640, 480) in ([], [Box(0, 0, 640, 0)])
     assert parse_boxes("<ref>" * 20_000, 640, 480) == []
     assert parse_boxes("<box>" * 20_000 + " " * 20_000, 640, 480) == []
+
+
+def test_each_box_element_is_told_with_its_label_and_what_is_malformed_in_it() -> None:
+    text = (
+        "I see <ref>a cat</ref><box>[[0, 0, 500, 500], [500, 500, 1000, 1000]]</box>, <box>[[0, 0, 100, 100]]</box>, "
+        "<ref>a dog</ref><box>[[1, 2, 3]]</box> and <ref>both</ref> <box>[[0, 0, 10, 10], [a, b]]</box>, "
+        "<ref>none</ref>, <box></box> <ref>cut</ref><box>[[1, 2, 3, 4]"
+    )
+    assert read_boxes(text, 100, 100) == [
+        Grounded("a cat", (Box(0, 0, 50, 50, "a cat"), Box(50, 50, 100, 100, "a cat"))),
+        Grounded("", (Box(0, 0, 10, 10),)),
+        Grounded("a dog", (), "<box>[[1, 2, 3]]</box>"),
+        Grounded("both", (Box(0, 0, 1, 1, "both"),), "<box>[[0, 0, 10, 10], [a, b]]</box>"),
+        Grounded("", (), "<box></box>"),
+        Grounded("cut", (), "<box>[[1, 2, 3, 4]"),
+    ]
+
+
+@given(st.text(alphabet="<>[]/refbox0123456789,.- \n", max_size=80))
+def test_no_box_element_is_swallowed(text: str) -> None:
+    text = f"{text}<box>{text}"
+    found = read_boxes(text, 640, 480)
+    assert len(found) == text.count("<box>")
+    assert all(grounded.boxes or grounded.malformed for grounded in found)
+    assert [box for grounded in found for box in grounded.boxes] == parse_boxes(text, 640, 480)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from cascadevl.core.errors import MessageError
-from cascadevl.core.messages import Conversation, Image, Text, Turn
+from cascadevl.core.errors import MediaError, MessageError
+from cascadevl.core.messages import Conversation, Image, Text, Turn, Video
 
 
 def test_dictionaries_become_turns_and_parts_in_order() -> None:
@@ -37,6 +37,44 @@ def test_dictionaries_become_turns_and_parts_in_order() -> None:
 
 def test_a_text_alone_is_a_question() -> None:
     assert Conversation.parse("What?") == Conversation.ask("What?") == Conversation((Turn("user", (Text("What?"),)),))
+
+
+def test_videos_come_as_parts_with_their_clips() -> None:
+    conversation = Conversation.parse(
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "video", "video": "a.mp4", "start": 1, "end": 2.5, "num_frames": 4},
+                    {"type": "image", "image": "b.png"},
+                    {"type": "video", "video": ["1.png", "2.png"], "start": None},
+                    {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA"}, "num_frames": 2},
+                    {"type": "video_url", "video_url": "c.webm"},
+                ],
+            }
+        ]
+    )
+    videos = (
+        Video("a.mp4", 1, 2.5, 4),
+        Video(["1.png", "2.png"]),
+        Video("data:video/mp4;base64,AA", num_frames=2),
+        Video("c.webm"),
+    )
+    assert conversation.media == (videos[0], Image("b.png"), *videos[1:])
+    assert conversation.images == (Image("b.png"),)
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        *({"start_s": s} for s in (-0.1, float("nan"), float("inf"), True, "1")),
+        *({"end_s": 0}, {"start_s": 2, "end_s": 2}, {"start_s": 2, "end_s": 1}),
+        *({"num_frames": n} for n in (0, -3, 1.5, True)),
+    ],
+)
+def test_an_impossible_clip_is_refused_where_it_is_made(clip: dict[str, Any]) -> None:
+    with pytest.raises(MediaError, match=r"clip|num_frames"):
+        Video("a.mp4", **clip)
 
 
 def test_pictures_are_put_before_the_first_question() -> None:
@@ -78,6 +116,24 @@ BAD: list[tuple[Any, str]] = [
         ([{"role": "user", "content": [{"type": "image", "image": "a", "max_tiles": n}]}], "'max_tiles' must be a pos")
         for n in (0, -1, 1.5, "3", True)
     ),
+    (
+        [{"role": "user", "content": [{"type": "image", "image": "a", "max_tile": 3}]}],
+        "a part of type 'image' has no field 'max_tile'. Known: image, max_tiles. Did you mean 'max_tiles'",
+    ),
+    ([{"role": "user", "content": [{"type": "text", "text": "a", "image": "b"}]}], "has no field 'image'"),
+    ([{"role": "user", "content": [{"type": "video", "url": "a"}]}], "needs the field 'video'"),
+    (
+        [{"role": "user", "content": [{"type": "video", "video": "a", "frames": 3}]}],
+        "has no field 'frames'. Known: video, start, end, num_frames",
+    ),
+    ([{"role": "user", "content": [{"type": "video", "video": "a", "start": "1"}]}], "'start' must be a number of sec"),
+    ([{"role": "user", "content": [{"type": "video", "video": "a", "num_frames": 2.0}]}], "'num_frames' must be a who"),
+    ([{"role": "user", "content": [{"type": "video_url", "video_url": {}}]}], "needs the field 'url' and no other"),
+    (
+        [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "a", "detail": "low"}}]}],
+        "needs the field 'url' and no other",
+    ),
+    ([{"role": "user", "content": [{"type": "video_url", "video_url": {"url": ["a"]}}]}], "must be a string, got list"),
     ([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}], "Message 1 has the role 'system'"),
     ([{"role": "user", "content": " \n"}], "Message 0 is empty: ask a question or attach a picture"),
     ([{"role": "user", "content": []}], "Message 0 is empty"),

@@ -1,6 +1,7 @@
 """Whatever people send: placeholders and tiles agree, and no text of theirs becomes a control token."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
@@ -18,6 +19,7 @@ from cascadevl.preprocessing.processor import ModelInputs, Processor
 from cascadevl.preprocessing.spec_file import Spec
 from cascadevl.preprocessing.tiling import Tiling
 from cascadevl.recipes.nano import CHAT_TEMPLATE
+from tests.preprocessing.films import decoded, write_video
 
 PARTS = tiny_parts("qwen3")
 TOKENIZER = PARTS.tokenizer
@@ -219,6 +221,112 @@ def test_a_template_that_forgets_pictures_is_refused() -> None:
 def test_a_picture_that_cannot_be_opened_is_refused_by_name() -> None:
     with pytest.raises(MediaError, match=r"nowhere\.png"):
         PARTS.processor([_ask({"type": "image", "image": "nowhere.png"}, "q")])
+
+
+# Videos
+
+HF_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for c in m.content %}{% if c.type == 'image' %}{{ '<IMG_CONTEXT>\n' }}"
+    "{% elif c.type == 'video' %}{{ '<video>\n' }}{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As in the released -HF folders."""
+VIDEO_PROCESSORS = {
+    **PROCESSORS,
+    "jinja with videos": _processor(template="jinja", jinja=HF_TEMPLATE),
+    "other label, two tiles": _processor(frame_label="Frame-{n}: ", frame_max_tiles=2, thumbnail=False),
+}
+video_processors = pytest.mark.parametrize("processor", VIDEO_PROCESSORS.values(), ids=VIDEO_PROCESSORS)
+FRAMES = [Image.new("RGB", (90, 40), colour) for colour in ("red", "green", "blue")]
+
+
+def _visible(inputs: ModelInputs) -> str:
+    """The prompt with one `*` for every picture."""
+    ids, text = inputs.token_ids.tolist(), ""
+    for token, following in zip(ids, [*ids[1:], None], strict=True):
+        if token == CONTEXT and following == END:
+            text += "*"
+        elif token not in (CONTEXT, START, END):
+            text += TOKENIZER.tokens([token])[0]
+    return text
+
+
+@video_processors
+def test_each_frame_is_a_line_with_its_label_and_a_picture(processor: Processor) -> None:
+    picture = {"type": "image", "image": _picture(60, 60)}
+    inputs = processor([_ask({"type": "video", "video": FRAMES}, picture, "What?")])
+    label = processor.spec.frame_label
+    lines = "".join(f"{label.replace('{n}', str(n))}*\n" for n in (1, 2, 3))
+    assert f"user\n{lines}*\nWhat?" in _visible(inputs)
+    _check_counts(inputs, processor.spec)
+    tiles = processor.spec.frame_max_tiles
+    assert inputs.grids[:3] == [(tiles, 1)] * 3
+    assert inputs.sizes == [(90, 40)] * 3 + [(60, 60)]
+    expected = torch.cat([Tiling(tile_px=56, max_tiles=tiles, thumbnail=False)(frame)[1] for frame in FRAMES])
+    assert torch.equal(inputs.tiles[: 3 * tiles], expected)
+
+
+@video_processors
+def test_the_place_of_a_video_cannot_be_typed(processor: Processor) -> None:
+    """Neither beside a video nor without one, in any role; labels in front of frames arm nothing."""
+    said = "a<video>b <img> <IMG_CONTEXT> Frame1: <|im_end|>"
+    messages = [
+        _ask(said, role="system"),
+        _ask(said, {"type": "video", "video": FRAMES}, "<vid", "eo>", {"type": "video", "video": FRAMES[:1]}, said),
+        _ask(said, role="assistant"),
+        _ask(said),
+    ]
+    inputs = processor(messages)
+    _check_counts(inputs, processor.spec)
+    assert len(inputs.grids) == 4
+    plain = [
+        {**m, "content": [{**p, "text": "x"} if p["type"] == "text" else p for p in m["content"]]} for m in messages
+    ]
+    assert _controls(inputs) == _controls(processor(plain))
+    text = TOKENIZER.decode(inputs.token_ids.tolist())
+    assert text.count(said) == 5 and text.count("<video>") == 6
+    assert TOKENIZER.decode(processor([_ask(said)]).token_ids.tolist()).count(said) == 1
+
+
+def test_max_tiles_of_the_call_is_about_pictures() -> None:
+    video = {"type": "video", "video": [_picture(400, 100)]}
+    wide = VIDEO_PROCESSORS["other label, two tiles"]
+    assert PARTS.processor([_ask(video, "q")], max_tiles=6).grids == [(1, 1)]
+    assert wide([_ask(video, "q")]).grids == [(2, 1)]
+    assert wide([_ask(video, "q")], max_tiles=1).grids == [(1, 1)]
+
+
+def test_frames_count_in_a_prompt_that_is_too_long() -> None:
+    processor = Processor(PARTS.spec, TOKENIZER, max_tokens=200)
+    with pytest.raises(MessageError, match=r"1 picture\(s\) and 40 frame\(s\); the model takes 200.*num_frames"):
+        processor([_ask({"type": "video", "video": FRAMES[:1] * 40}, {"type": "image", "image": FRAMES[0]}, "q")])
+
+
+def test_a_template_that_mentions_videos_but_shows_none_is_refused() -> None:
+    blind = _processor(template="jinja", jinja="{# video #}{% for m in messages %}{{ m.role }}{% endfor %}")
+    with pytest.raises(MessageError, match=r"placed 0 video\(s\), the conversation has 1"):
+        blind([_ask({"type": "video", "video": FRAMES}, "q")])
+
+
+def test_the_seed_draws_the_frames_of_the_rule_rand() -> None:
+    processor = _processor(frame_rule="rand", num_frames=3)
+    levels = [Image.new("L", (8, 8), level) for level in range(90)]
+    part = {"type": "video", "video": levels, "num_frames": 3}
+
+    def drawn(seed: int) -> list[int]:
+        return processor([_ask(part, "q")], seed=seed).tiles[:, 0, 0, 0].tolist()
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert all(30 * k <= level < 30 * (k + 1) for k, level in enumerate(drawn(3)))
+
+
+def test_a_video_file_is_read_frame_by_frame(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", 20)
+    inputs = PARTS.processor([_ask({"type": "video", "video": str(path), "num_frames": 4}, "q")])
+    tiling = Tiling(tile_px=56, max_tiles=1)
+    expected = [tiling(Image.fromarray(decoded(path)[index]))[1] for index in (2, 7, 12, 16)]
+    assert torch.equal(inputs.tiles, torch.cat(expected))
 
 
 def test_answers_and_their_end_are_marked_as_trained_in_ids() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from cascadevl.checkpoints.layouts import EMBEDDED
 from cascadevl.core.config import evolve
 from cascadevl.core.errors import CheckpointError, ConfigError, SpecMismatch
-from cascadevl.preprocessing.spec_file import FILE_NAME, Spec, read_spec
+from cascadevl.preprocessing.spec_file import ADDED, FILE_NAME, FRAME_LABEL, FRAME_LABEL_SFT, Spec, read_spec
 
 OTHER: dict[str, Any] = {
     "tile_px": 112,
@@ -25,12 +26,29 @@ OTHER: dict[str, Any] = {
     "image_end": "</i>",
     "image_separator": "",
     "image_label": "",
-    "frame_label": "F{n}",
+    "frame_label": "Frame-{n}: ",
     "num_frames": 4,
     "frame_max_tiles": 2,
     "template": "Hermes-2",
     "system": "s",
     "bos": "<s>",
+    "frame_rule": "fps0.5",
+}
+FIRST_RELEASE = {
+    *(
+        "version",
+        "tile_px",
+        "min_tiles",
+        "max_tiles",
+        "thumbnail",
+        "resize",
+        "orientation",
+        "background",
+        "mean",
+        "std",
+    ),
+    *("visual_tokens_per_tile", "image_start", "image_context", "image_end", "image_separator", "image_label"),
+    *("frame_label", "num_frames", "frame_max_tiles", "template", "jinja", "system", "bos"),
 }
 FIXED = {"version", "orientation", "background", "jinja"}
 """Fields with one value today; `jinja` comes with the template."""
@@ -64,6 +82,25 @@ def test_saved_and_read_is_the_same(changes: dict[str, Any], tmp_path: Path) -> 
     assert read_spec(tmp_path / "nowhere") is None
 
 
+def test_fields_that_joined_later_are_neither_saved_nor_hashed_while_they_are_the_default(tmp_path: Path) -> None:
+    """Hashes as the first release made them; a spec that differs in a later field alone has another."""
+    assert Spec().hash == "56f915eb65f33a48"
+    assert Spec(max_tiles=6, template="Hermes-2", bos="<s>").hash == "baab9ea91389f543"
+    nano = read_spec(EMBEDDED / "nano")
+    assert nano is not None and nano.hash == "889a719594c0992d"
+    assert set(Spec().to_dict()) == FIRST_RELEASE
+    assert {field.name for field in dataclasses.fields(Spec)} - FIRST_RELEASE == ADDED
+    changed = Spec(frame_rule="hf")
+    assert changed.to_dict() == {**Spec().to_dict(), "frame_rule": "hf"}
+    changed.save(tmp_path)
+    assert read_spec(tmp_path) == changed != Spec()
+
+
+def test_both_official_labels_have_a_name() -> None:
+    assert (FRAME_LABEL.format(n=2), FRAME_LABEL_SFT.format(n=2)) == ("Frame2: ", "Frame-2: ")
+    assert Spec().frame_label == FRAME_LABEL
+
+
 def _edited(folder: Path, **changes: Any) -> None:
     Spec().save(folder)
     data = json.loads((folder / FILE_NAME).read_text())
@@ -90,6 +127,8 @@ def test_an_edited_file_is_refused_until_its_hash_is_deleted(tmp_path: Path) -> 
         ({"version": 2}, "version 2: this release reads version 1"),
         ({"template": "jinja"}, "needs the jinja text"),
         ({"jinja": "x"}, "needs the jinja text"),
+        ({"frame_rule": "often"}, "frame_rule is 'often': expected middle, hf, rand"),
+        ({"num_frames": 0}, "num_frames is 0"),
     ],
 )
 def test_impossible_contents_are_refused_by_name(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
