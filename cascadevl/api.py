@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cascadevl.checkpoints.adapters import merge, read_adapter
 from cascadevl.checkpoints.load import load_parts
 from cascadevl.checkpoints.parts import Parts
 from cascadevl.checkpoints.save import save_parts
@@ -31,15 +32,20 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     quant: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> "Bundle":
     """Load an embedded model ("nano"), a folder in either official layout, or a hub id.
 
-    dtype "auto" is the stored type, or float32 where the device has no fast units for it.
+    dtype "auto" is the stored type, or float32 where the device has no fast units for it. `adapter` is a
+    PEFT LoRA folder, which is merged into the weights.
     Raises CheckpointNotFound, CheckpointError or ConfigError.
     """
     if quant is not None:
         raise ConfigError(f"quant={quant!r}: quantised loading is not available yet; use quant=None.")
-    return Bundle(load_parts(model, dtype=dtype, device=device))
+    parts = load_parts(model, dtype=dtype, device=device)
+    if adapter is not None:
+        merge(parts.model, read_adapter(adapter, parts.model))
+    return Bundle(parts)
 
 
 class Bundle:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import cascadevl
+from cascadevl.checkpoints.adapters import merge, read_adapter
 from cascadevl.checkpoints.layouts import layouts, locate, read_json, recognise
 from cascadevl.checkpoints.load import load_parts
 from cascadevl.checkpoints.parts import Parts
@@ -20,8 +21,16 @@ REPORT = "parity.json"
 PROBE = "What is in the picture?"
 
 
-def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], layout: str) -> dict[str, Any]:
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    layout: str,
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
     """Write `source` to `target` in `layout`; returns the parity report, which is also written there.
+
+    With `adapter`, a PEFT LoRA folder, what is written and compared is the model with it merged.
 
     The converted folder is loaded again and compared: every weight bit for bit, the prompt and the
     tiles of a probe, and its logits in fp32 where memory allows. A difference is an error, and then
@@ -30,9 +39,12 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], layo
     check_target(Path(target), layout)
     folder = locate(source)
     parts = load_parts(source, dtype="stored", device="cpu")
+    if adapter is not None:
+        merge(parts.model, read_adapter(adapter, parts.model))
     report: dict[str, Any] = {
         "cascadevl": cascadevl.__version__,
         "source": str(source),
+        **({"adapter": str(adapter)} if adapter is not None else {}),
         "source_layout": recognise(read_json(folder / "config.json"), folder),
         "layout": layout,
         "dtype": str(parts.model.dtype).removeprefix("torch."),

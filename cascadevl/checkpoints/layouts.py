@@ -106,6 +106,11 @@ def locate(model: str | os.PathLike[str]) -> Path:
     if (EMBEDDED / name / "config.json").is_file() and os.sep not in name:
         return EMBEDDED / name
     folder = Path(name).expanduser()
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise CheckpointError(
+            f"{folder} is a language model without a tower: `cascadevl.checkpoints.gguf.read_gguf` reads it, "
+            "`checkpoints.graft.build_around` makes a vision-language model of it."
+        )
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; expected the folder that holds config.json and the weights.")
     if folder.is_dir():

@@ -12,6 +12,7 @@ from cascadevl.checkpoints.pieces import Piece, file_shapes, rows_of
 from cascadevl.checkpoints.weights import write_shards
 from cascadevl.core.errors import ConfigError
 from cascadevl.core.files import atomic_folder, write_json, write_text
+from cascadevl.models.linear import adapter_names
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -50,6 +51,10 @@ def write_parts(parts: Parts, folder: Path, layout: Layout, max_shard_bytes: int
 
 def named_tensors(parts: Parts, layout: Layout) -> Iterator[tuple[str, Tensor]]:
     """Tensors under the names of the layout, cut and joined as it has them; one of them in memory at a time."""
+    if attached := adapter_names(parts.model):
+        raise ConfigError(
+            f"The model has adapters attached ({', '.join(attached)}): merge them or take them off first."
+        )
     ours = dict(parts.model.named_parameters())
     pieces = {name: layout.pieces(name, parts.model.config, ()) for name in ours}
     shapes = file_shapes({name: parameter.shape for name, parameter in ours.items()}, pieces)

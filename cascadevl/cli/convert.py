@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from cascadevl.checkpoints.adapter_config import read_config
 from cascadevl.checkpoints.layouts import locate
 
 
@@ -22,15 +23,19 @@ class Convert:
     """The folder to make."""
     layout: Literal["hf", "chat"]
     """hf: transformers' own (InternVL…-HF). chat: the remote-code layout of the releases."""
+    adapter: Path | None = None
+    """A PEFT LoRA folder that is merged into the weights."""
 
 
 def main(arguments: list[str]) -> int:
     order = tyro.cli(Convert, prog="cascadevl convert", args=arguments)
     locate(order.source)
+    if order.adapter is not None:
+        read_config(order.adapter)
 
     from cascadevl.checkpoints.convert import convert
 
-    report = convert(order.source, order.target, order.layout)
+    report = convert(order.source, order.target, order.layout, adapter=order.adapter)
     print(f"{order.source} -> {order.target} (layout {order.layout})")
     for name, value in report.items():
         if not isinstance(value, dict | list):

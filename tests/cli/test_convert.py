@@ -22,3 +22,11 @@ def test_mistakes_exit_with_2_and_write_nothing(command, tmp_path):
         assert ran.code == 2, ran.err
         assert "Traceback" not in ran.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_that_is_none_is_refused_before_torch(command, tiny, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    ran = command("convert", tiny(), "out", "--layout", "hf", "--adapter", "adapter", torch=False)
+    assert ran.code == 2 and "peft_type 'IA3'" in ran.err
+    assert not (tmp_path / "out").exists()
