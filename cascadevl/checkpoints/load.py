@@ -41,7 +41,7 @@ def load_parts(model: str | os.PathLike[str], *, dtype: Dtype = "auto", device: 
     stored = weights.entries(folder)
     found = {layout.current_name(name): entry for name, entry in stored.items() if not name.endswith(IGNORED)}
     tokenizer = TextTokenizer.from_folder(folder)
-    config = layout.read_config(raw, folder, _is_tied(raw, found))
+    config = layout.read_config(raw, folder, is_tied(raw, found))
     with torch.device("meta"):
         network = InternVL(config)
     device = _resolve_device(device)
@@ -112,7 +112,7 @@ def _resolve_device(wanted: str | torch.device) -> torch.device:
     return device
 
 
-def _is_tied(raw: dict[str, Any], found: dict[str, weights.Entry]) -> bool:
+def is_tied(raw: dict[str, Any], found: dict[str, weights.Entry]) -> bool:
     """Tied if there is no output matrix and the config says that none is missing."""
     if any(name.endswith(OUTPUTS) for name in found):
         return False

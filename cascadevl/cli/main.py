@@ -15,13 +15,14 @@ import cascadevl
 from cascadevl.core.errors import UserError
 
 VERBS = {
-    "ask": ("cascadevl.cli.ask", "Ask a model about pictures; without any words, chat with it."),
+    "ask": ("cascadevl.cli.ask", "Ask a model about pictures and videos; without any words, chat with it."),
     "convert": (
         "cascadevl.cli.convert",
         "Rewrite a checkpoint in another official layout, and prove it equal.",
     ),
     "data": ("cascadevl.cli.data", "See what a picture and a question become: show one, diff two models."),
     "doctor": ("cascadevl.cli.doctor", "What this machine has, what is missing, and what that would unlock."),
+    "estimate": ("cascadevl.cli.estimate", "What a question will take before it is asked: memory, products, seconds."),
     "train": ("cascadevl.cli.train", "Run a training recipe."),
 }
 """Verb -> (its file, one line of help). The file has `main(arguments: list[str]) -> int`."""

@@ -38,7 +38,7 @@ def load(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
     # A processor whose features are unknown cannot be told from another that shares the cache.
     flags = (*FLAGS, *(["-march=native"] if cpu_flags() else []), *flags)
     made_for = (source.read_text(encoding="utf-8"), flags, platform.machine(), sorted(cpu_flags()))
-    folder, name = _cache_folder(), f"{source.stem}-{content_hash(repr(made_for))}"
+    folder, name = cache_folder(), f"{source.stem}-{content_hash(repr(made_for))}"
     for kept in _kept(folder, name):
         try:
             return ctypes.CDLL(str(kept))
@@ -59,7 +59,8 @@ def load(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
         return None
 
 
-def _cache_folder() -> Path | None:
+def cache_folder() -> Path | None:
+    """Where what was made or measured once on this machine is kept; None: nowhere."""
     own, common = (os.environ.get(name) for name in ("CASCADEVL_CACHE", "XDG_CACHE_HOME"))
     try:
         return Path(own) if own else Path(common or "~/.cache").expanduser() / "cascadevl"

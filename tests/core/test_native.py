@@ -125,7 +125,7 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch):
     for name in ("CASCADEVL_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "expanduser", homeless)
-    assert native._cache_folder() is None
+    assert native.cache_folder() is None
 
 
 @needs_compiler
