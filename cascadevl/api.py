@@ -18,6 +18,8 @@ from cascadevl.core.generation import Generation, Sampling
 from cascadevl.core.messages import Conversation
 from cascadevl.engine.simple import generate
 from cascadevl.models.internvl import InternVL
+from cascadevl.models.quant_linear import quantize_linears
+from cascadevl.ops.formats import FORMATS
 from cascadevl.preprocessing.processor import ModelInputs
 from cascadevl.preprocessing.spec_file import Spec
 from cascadevl.preprocessing.tokenizer import TextTokenizer
@@ -37,14 +39,18 @@ def load(
     """Load an embedded model ("nano"), a folder in either official layout, or a hub id.
 
     dtype "auto" is the stored type, or float32 where the device has no fast units for it. `adapter` is a
-    PEFT LoRA folder, which is merged into the weights.
+    PEFT LoRA folder, which is merged into the weights. `quant` rounds the matrices of the decoder's layers to
+    a format of `ops.formats.FORMATS`, such as "int8" or "int4-g64"; tower, projector, embeddings, output
+    matrix and stacked experts stay as they are.
     Raises CheckpointNotFound, CheckpointError or ConfigError.
     """
-    if quant is not None:
-        raise ConfigError(f"quant={quant!r}: quantised loading is not available yet; use quant=None.")
+    if quant is not None and quant not in FORMATS:
+        raise ConfigError(f"quant={quant!r} is no format we know: expected None, {', '.join(FORMATS)}.")
     parts = load_parts(model, dtype=dtype, device=device)
     if adapter is not None:
         merge(parts.model, read_adapter(adapter, parts.model))
+    if quant is not None:
+        quantize_linears(parts.model.language_model.model.layers, lambda name: True, FORMATS[quant])
     return Bundle(parts)
 
 

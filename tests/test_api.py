@@ -139,7 +139,7 @@ def test_bf16_answers_too(folder: Path, bundle: cascadevl.Bundle) -> None:
 
 
 def test_what_is_not_there_yet_is_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="quant='int4': quantised loading is not available yet; use quant=None"):
+    with pytest.raises(ConfigError, match="quant='int4' is no format we know: expected None, int8, int4-g32"):
         cascadevl.load(folder, quant="int4")
 
 
@@ -167,3 +167,17 @@ def test_mistakes_are_of_our_tree_and_of_the_built_in(bundle: cascadevl.Bundle) 
 def test_a_mistake_is_raised_when_the_stream_is_asked_for_its_first_piece(bundle: cascadevl.Bundle) -> None:
     with pytest.raises(MessageError, match="Unknown role 'wizard'"):
         next(bundle.stream([{"role": "wizard", "content": "x"}]))
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4-g32", "mxfp4", "fp8"])
+def test_rounded_weights_give_nearly_the_same_logits_and_cannot_be_saved(quant: str, tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "model", "qwen3", std=0.1, hidden_size=64, mlp_size=64, head_size=16)
+    messages = [{"role": "user", "content": "What is the total?"}]
+    exact, rounded = (cascadevl.load(folder, quant=name) for name in (None, quant))
+    assert type(rounded.model.language_model.model.layers[0].mlp.up_proj).__name__ == "QuantLinear"
+    expected, found = (bundle.logits(messages)[1] for bundle in (exact, rounded))
+    similarity = torch.cosine_similarity(expected, found, dim=-1).min()
+    assert similarity > (0.995 if quant == "int8" else 0.7), "random weights of few inputs: four bits are coarse"
+    assert not torch.equal(expected, found)
+    with pytest.raises(ConfigError, match="rounded when it was loaded"):
+        rounded.save(tmp_path / "again")

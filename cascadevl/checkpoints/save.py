@@ -13,6 +13,7 @@ from cascadevl.checkpoints.weights import write_shards
 from cascadevl.core.errors import ConfigError
 from cascadevl.core.files import atomic_folder, write_json, write_text
 from cascadevl.models.linear import adapter_names
+from cascadevl.models.quant_linear import QuantLinear
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -54,6 +55,11 @@ def named_tensors(parts: Parts, layout: Layout) -> Iterator[tuple[str, Tensor]]:
     if attached := adapter_names(parts.model):
         raise ConfigError(
             f"The model has adapters attached ({', '.join(attached)}): merge them or take them off first."
+        )
+    if any(isinstance(module, QuantLinear) for module in parts.model.modules()):
+        raise ConfigError(
+            "The model's weights were rounded when it was loaded, and the official layouts hold whole ones: "
+            "load it without quant to save it."
         )
     ours = dict(parts.model.named_parameters())
     pieces = {name: layout.pieces(name, parts.model.config, ()) for name in ours}

@@ -1,0 +1,165 @@
+"""The kernel over pages is plain attention, and a token's result has the same bits in any batch."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cascadevl.ops.attention import Layer, scores_to_output
+from cascadevl.ops.native.paged_attention import _kernel, paged_attention, serves
+
+pytestmark = pytest.mark.skipif(_kernel() is None, reason="no C compiler here, or it is switched off")
+
+
+class Case:
+    """Requests of some lengths, their tokens in shuffled pages; what lies behind them is garbage."""
+
+    def __init__(self, seed: int, lengths: list[int], num_kv_heads: int, group: int, head_size: int, page_size: int):
+        generator = torch.Generator().manual_seed(seed)
+        counts = [-(-length // page_size) for length in lengths]
+        order = torch.randperm(sum(counts), generator=generator).int()
+        shape = (sum(counts), num_kv_heads, page_size, head_size)
+        self.keys_PKSH, self.values_PKSH = (torch.full(shape, float("nan")) for _ in range(2))
+        self.tables_RP = torch.full((len(lengths), max(counts)), 2**30, dtype=torch.int32)
+        self.k, self.v = list[Tensor](), list[Tensor]()
+        for row, (length, pages) in enumerate(zip(lengths, order.split(counts), strict=True)):
+            self.tables_RP[row, : len(pages)] = pages
+            for whole, cached in ((self.k, self.keys_PKSH), (self.v, self.values_PKSH)):
+                whole.append(torch.randn(num_kv_heads, length, head_size, generator=generator))
+                for token in range(length):
+                    cached[pages[token // page_size], :, token % page_size] = whole[-1][:, token]
+        sinks = torch.randn(num_kv_heads * group, generator=generator)
+        self.layers = [
+            Layer(index=0, scale=head_size**-0.5, window=window, sinks_N=sinks_N)
+            for window in (None, 1, 7) for sinks_N in (None, sinks)
+        ]  # fmt: skip
+        # The last token of each request, and some before.
+        places = [(row, at) for row, length in enumerate(lengths) for at in sorted({length - 1, length // 2, 0})]
+        self.request_T, self.position_T = torch.tensor(places, dtype=torch.int32).T.contiguous()
+        self.q_TNH = torch.randn(len(places), num_kv_heads * group, head_size, generator=generator)
+
+    def run(self, layer: Layer, which: Tensor) -> Tensor:
+        places = self.tables_RP, self.request_T[which], self.position_T[which]
+        with torch.inference_mode():
+            return paged_attention(layer, self.q_TNH[which], self.keys_PKSH, self.values_PKSH, *places)
+
+    def expected(self, layer: Layer) -> Tensor:
+        rows = []
+        for q_NH, row, at in zip(self.q_TNH, self.request_T.tolist(), self.position_T.tolist(), strict=True):
+            k, v = (x[row][None, :, : at + 1].double() for x in (self.k, self.v))
+            rows.append(scores_to_output(layer, q_NH[None, :, None].double(), k, v)[0, :, 0])
+        return torch.stack(rows).float()
+
+
+CASES = st.builds(
+    Case,
+    seed=st.integers(0, 10**6),
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    num_kv_heads=st.integers(1, 3),
+    group=st.sampled_from([1, 2, 3, 8]),
+    head_size=st.sampled_from([8, 16, 40, 64, 80, 128]),
+    page_size=st.sampled_from([1, 3, 8, 16]),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(CASES)
+def test_it_is_plain_attention(case: Case) -> None:
+    for layer in case.layers:
+        got = case.run(layer, torch.arange(len(case.q_TNH)))
+        torch.testing.assert_close(got, case.expected(layer), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 1000])
+def test_long_contexts(window: int | None) -> None:
+    case = Case(0, [5000, 3], 2, 4, 64, 16)
+    layer = Layer(index=0, scale=0.125, window=window)
+    got = case.run(layer, torch.arange(len(case.q_TNH)))
+    torch.testing.assert_close(got, case.expected(layer), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 30.0, 1000.0])
+def test_scores_of_any_size_give_weights_that_sum_to_one(scale: float) -> None:
+    """Values of one everywhere: the answer is one, however flat or sharp the weights are."""
+    case = Case(0, [100], 1, 2, 16, 16)
+    case.values_PKSH = torch.ones_like(case.values_PKSH)
+    got = case.run(Layer(index=0, scale=scale), torch.arange(len(case.q_TNH)))
+    torch.testing.assert_close(got, torch.ones_like(got), atol=1e-6, rtol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(CASES, st.randoms(use_true_random=False))
+def test_the_same_bits_alone_and_in_any_batch(case: Case, random) -> None:
+    for layer in case.layers:
+        alone = torch.cat([case.run(layer, torch.tensor([t])) for t in range(len(case.q_TNH))])
+        for _ in range(3):
+            which = torch.tensor(random.choices(range(len(alone)), k=random.randint(1, 2 * len(alone))))
+            assert torch.equal(case.run(layer, which), alone[which])
+
+
+def test_the_same_bits_whatever_the_size_of_pages() -> None:
+    outs = [Case(3, [70], 2, 3, 24, size) for size in (1, 5, 16, 70)]
+    for layers in zip(*(case.layers for case in outs), strict=True):
+        # The order of pages is drawn first: tokens differ between sizes, so they are set to be the same.
+        first = outs[0]
+        got = []
+        for case, layer in zip(outs, layers, strict=True):
+            case.k, case.v, case.q_TNH = first.k, first.v, first.q_TNH
+            for whole, cached in ((case.k, case.keys_PKSH), (case.v, case.values_PKSH)):
+                for token in range(70):
+                    page = case.tables_RP[0, token // cached.shape[2]]
+                    cached[page, :, token % cached.shape[2]] = whole[0][:, token]
+            got.append(case.run(layers[0], torch.arange(len(case.q_TNH))))
+            assert layer.window == layers[0].window
+        assert all(torch.equal(out, got[0]) for out in got)
+
+
+def test_nan_of_one_request_stays_there() -> None:
+    case = Case(0, [9, 20], 2, 2, 16, 4)
+    layer = case.layers[0]
+    before = case.run(layer, torch.arange(len(case.q_TNH)))
+    case.keys_PKSH[case.tables_RP[1, 0]] = float("nan")
+    after = case.run(layer, torch.arange(len(case.q_TNH)))
+    other = case.request_T == 0
+    assert torch.equal(after[other], before[other])
+    assert after[~other].isnan().all()
+
+
+def test_it_serves_only_what_it_can() -> None:
+    good = torch.zeros(1, 2, 8)
+    with torch.inference_mode():
+        assert serves(good, good)
+        assert not serves(good.double(), good)
+        assert not serves(good, good.half())
+        assert not serves(torch.zeros(1, 2, 12), torch.zeros(1, 2, 12))
+    assert not serves(good, good), "nobody could learn through it"
+
+
+def test_switched_off_the_slower_way_gives_the_same() -> None:
+    """The answers of an engine in a process of its own."""
+    script = """
+import torch
+from cascadevl.checkpoints.tiny import tiny_parts
+from cascadevl.core.generation import Sampling
+from cascadevl.engine.engine import Engine
+from cascadevl.ops.native.paged_attention import _kernel
+engine = Engine(tiny_parts("gpt_oss", std=0.3))
+asked = [f"question {n}" for n in range(4)]
+answers = engine.generate(asked, Sampling(max_new_tokens=20, logprobs=0, loop_guard=False))
+print(_kernel() is None, [a.token_ids for a in answers], [[round(p.logprob, 3) for p in a.logprobs] for a in answers])
+"""
+    said = []
+    for native in ("1", "0"):
+        environment = {**os.environ, "CASCADEVL_NATIVE": native}
+        ran = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        switched, _, rest = ran.stdout.partition(" ")
+        assert switched == str(native == "0")
+        said.append(rest)
+    assert said[0] == said[1]
