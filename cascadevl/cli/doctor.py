@@ -23,6 +23,7 @@ EXTRAS = {
     "video": "reading video files (a GIF, a folder or a list of frames goes without)",
     "sentencepiece": "models whose tokenizer is a tokenizer.model: InternLM2, Yi, Phi-3 (InternVL 1.5 to 3)",
     "constraints": "answers bound to a JSON schema, a regular expression or a list of choices",
+    "serve": "`cascadevl serve`: an OpenAI-compatible server",
     "dev": "running the tests and `make check`",
 }
 """Extra of pyproject.toml -> what it unlocks."""

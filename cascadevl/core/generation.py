@@ -1,7 +1,8 @@
 """What is asked of a generator and what it gives back."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -11,6 +12,38 @@ from cascadevl.core.messages import Conversation
 from cascadevl.core.shapes import Grid
 
 FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the text of an answer must be."""
+
+    kind: Literal["json_schema", "regex", "choices"]
+    value: str | Sequence[str] | Mapping[str, Any]
+    """A schema (a mapping, kept as JSON), a regular expression for the whole text, or the texts allowed."""
+
+    def __post_init__(self) -> None:
+        value: Any = self.value
+        expected = {
+            "json_schema": "a mapping or JSON text",
+            "regex": "a text",
+            "choices": "a list of texts, none empty",
+        }
+        if self.kind not in expected:
+            raise ConfigError(f"Constraint: kind must be one of {', '.join(expected)}, got {self.kind!r}.")
+        if self.kind == "json_schema" and isinstance(value, Mapping):
+            try:
+                value = json.dumps(value)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ConfigError(f"Constraint: a schema must be JSON: {error}.") from error
+        if self.kind == "choices":
+            value = tuple(value) if isinstance(value, list) else value
+            good = isinstance(value, tuple) and bool(value) and all(isinstance(text, str) and text for text in value)
+        else:
+            good = isinstance(value, str) and bool(value)
+        if not good:
+            raise ConfigError(f"Constraint: {self.kind} takes {expected[self.kind]}, got {value!r:.80}.")
+        object.__setattr__(self, "value", value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +70,8 @@ class Sampling:
     """None: none; 0: of the chosen tokens; k: of the k likeliest as well."""
     loop_guard: bool = True
     """End with finish_reason "repetition" when the answer only repeats itself."""
+    constraint: Constraint | None = None
+    """What the text must be, unless it is cut off; tokens that lead elsewhere are banned."""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -60,6 +95,11 @@ class Sampling:
             (self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs must lie in 0…20", self.logprobs),
             (self.seed is None or abs(self.seed) < 2**63, "seed must fit 64 bits", self.seed),
             (all(self.stop), "a stop text must not be empty", self.stop),
+            (
+                self.constraint is None or isinstance(self.constraint, Constraint),
+                "constraint must be a Constraint",
+                self.constraint,
+            ),
         ]
         for good, rule, value in checks:
             if not good:
@@ -101,7 +141,7 @@ class Generation:
     grids: tuple[Grid, ...] = ()
     """(columns, rows) of the tiles of each picture."""
     timings: dict[str, float] = field(default_factory=dict)
-    """Seconds: preprocess_s, prefill_s, decode_s."""
+    """Seconds: preprocess_s, prefill_s (simple) or first_token_s since submission (engine), decode_s."""
     error: Exception | None = None
 
 

@@ -34,6 +34,8 @@ from cascadevl.preprocessing.processor import ModelInputs
 
 Messages = Conversation | Sequence[Mapping[str, Any]] | str
 
+NO_NUMBERS = "The model gave logits that are no numbers (NaN or infinity)."
+
 
 @dataclass(eq=False, slots=True)
 class Ticket:
@@ -129,7 +131,7 @@ class Engine:
             if sampling.seed is not None:
                 own = dataclasses.replace(sampling, seed=sampling.seed + number)
             ticket = self._ticket(inputs, own, started, preprocess_s, priority, client)
-            ticket.request.after = tickets[0].request if tickets else None
+            ticket.request.after = tickets[0].request if tickets and self.config.prefix_cache else None
             ticket.answer = Answer(self.parts, own)
             tickets.append(ticket)
         for ticket in tickets:
@@ -144,7 +146,7 @@ class Engine:
         if not len(said) or int(said[0]) == 0:
             raise MessageError("There is nothing to score: expected a conversation with an answer of the assistant.")
         ticket = self._ticket(inputs, Sampling(logprobs=0), started, time.perf_counter() - started, 0, "")
-        ticket.request.max_cached = int(said[0]) - 1
+        ticket.request.max_cached = int(said[0]) - 1 if self.config.prefix_cache else 0
         ticket.scored = []
         self._enqueue(ticket)
         return ticket
@@ -172,13 +174,17 @@ class Engine:
                         done[number] = ticket.generation
                         del flying[number]
 
-        for number, submit in enumerate(submissions):
-            land(2 * self.config.max_running - 1)
-            try:
-                flying[number] = submit()
-            except CascadeError as error:
-                done[number] = Generation(text="", finish_reason="error", error=error)
-        land(0)
+        try:
+            for number, submit in enumerate(submissions):
+                land(2 * self.config.max_running - 1)
+                try:
+                    flying[number] = submit()
+                except CascadeError as error:
+                    done[number] = Generation(text="", finish_reason="error", error=error)
+            land(0)
+        finally:  # whoever interrupts leaves nothing behind
+            for ticket in flying.values():
+                self.abort(ticket)
         return [done[number] for number in range(len(submissions))]
 
     def stream(self, ticket: Ticket) -> Iterator[str]:
@@ -255,14 +261,13 @@ class Engine:
     def _encode(self) -> None:
         """Visual tokens for the next requests in turn, their tiles together; those without pictures are ready."""
         budget, wanted = self.config.max_step_tiles, list[tuple[Ticket, list[bytes]]]()
-        if sum(request.ready for request in self.scheduler.waiting) >= self.config.max_running:
-            return
-        for request in sorted(self.scheduler.waiting, key=lambda r: (-r.priority, r.arrival)):
+        for place, request in enumerate(self.scheduler.in_turn()):
             ticket = self._tickets[request]
             twin_at_it = request.after and request.after.state is not State.FINISHED and not request.after.ready
             num = len(ticket.inputs.tiles)
             taken = self.config.max_step_tiles - budget
-            if request.ready or (num and twin_at_it) or (taken and num > budget):
+            early = place >= self.config.max_running  # its visual tokens would only take memory
+            if request.ready or (num and (early or twin_at_it or (taken and num > budget))):
                 continue
             budget -= num
             wanted.append((ticket, tile_keys(ticket.inputs)))
@@ -321,11 +326,17 @@ class Engine:
         chosen, finite = highest.indices.tolist(), highest.values.isfinite().tolist()
         for ticket, logits_V, greedy, good in zip(tickets, logits_TV, chosen, finite, strict=True):
             if not good:
-                self._fail(ticket, InternalError("The model gave logits that are no numbers (NaN or infinity)."))
+                self._fail(ticket, InternalError(NO_NUMBERS))
                 continue
             assert ticket.sampler is not None and ticket.answer is not None
             token_id, logprob = greedy, None
-            if not ticket.sampler.plainly_greedy:
+            try:
+                if ticket.answer.guide is not None:
+                    ticket.answer.guide.mask(logits_V)
+            except ConfigError as error:
+                self._fail(ticket, error)
+                continue
+            if ticket.answer.guide is not None or not ticket.sampler.plainly_greedy:
                 token_id, logprob = ticket.sampler(logits_V)
             if logprob is not None:
                 ticket.answer.logprobs.append(logprob)
@@ -341,13 +352,16 @@ class Engine:
     def _score(self, ticket: Ticket, chunk: Chunk, rows_TD: Tensor) -> None:
         """Row t of the chunk tells how likely token t + 1 is."""
         assert ticket.scored is not None
-        trained = ticket.inputs.trained
-        wanted = [i for i in range(chunk.num) if chunk.start + i + 1 < len(trained) and trained[chunk.start + i + 1]]
-        for part in torch.tensor(wanted, dtype=torch.int64).split(128) if wanted else ():
+        # What was scored before a pre-emption is not scored again.
+        unscored = ticket.inputs.trained.nonzero().flatten()[len(ticket.scored) :]
+        rows = unscored[unscored <= chunk.start + chunk.num] - 1 - chunk.start
+        for part in rows.split(128) if len(rows) else ():
             logprobs_TV = self.runner.logits(rows_TD[part]).log_softmax(-1).cpu()
             next_ids = ticket.prompt_ids[chunk.start + part + 1]
-            for token_id, logprob in zip(next_ids.tolist(), logprobs_TV.gather(1, next_ids[:, None]), strict=True):
-                ticket.scored.append(TokenLogprob(token_id, float(logprob)))
+            chosen = logprobs_TV.gather(1, next_ids[:, None]).flatten()
+            if not chosen.isfinite().all():
+                return self._fail(ticket, InternalError(NO_NUMBERS))
+            ticket.scored += map(TokenLogprob, next_ids.tolist(), chosen.tolist())
         if chunk.start + chunk.num == chunk.request.num_tokens:
             self._end(ticket, reason="stop")
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cascadevl.engine.scheduler import Chunk
 from cascadevl.models.config import DecoderConfig
 from cascadevl.ops.attention import Layer, scores_to_output
 from cascadevl.ops.native.paged_attention import paged_attention, serves
@@ -97,12 +96,3 @@ class PagedAttend:
 def _laid_out(cached_PKSH: Tensor, pages: Tensor) -> Tensor:
     """(K, T, H): the tokens of some pages in a row."""
     return cached_PKSH[pages].transpose(0, 1).flatten(1, 2)
-
-
-def segments_of(chunks: Sequence[Chunk]) -> list[Segment]:
-    """The chunks of a step, laid end to end."""
-    segments, first = [], 0
-    for request, start, num in chunks:
-        segments.append(Segment(first, start, num, tuple(request.pages)))
-        first += num
-    return segments

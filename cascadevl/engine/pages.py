@@ -113,14 +113,15 @@ class PagePool:
                 raise InternalError(f"The page table is broken: {what}.")
 
 
-def page_contents(keys_T: np.ndarray, page_size: int, start: bytes = b"") -> list[bytes]:
+def page_contents(keys_T: np.ndarray, page_size: int, start: bytes = b"", known: Sequence[bytes] = ()) -> list[bytes]:
     """A name for each full page: of its tokens and of all before them.
 
     `keys_T` (T,), int64: the token id, or for visual tokens something that stands for the picture. `start` is what
-    else the keys and values depend on, such as an adapter.
+    else the keys and values depend on, such as an adapter. `known`: the names of the first pages, from before.
     """
-    contents, chained = [], hashlib.blake2b(start, digest_size=16).digest()
-    for first in range(0, len(keys_T) - page_size + 1, page_size):
+    contents = list(known)
+    chained = contents[-1] if contents else hashlib.blake2b(start, digest_size=16).digest()
+    for first in range(len(contents) * page_size, len(keys_T) - page_size + 1, page_size):
         chained = hashlib.blake2b(chained + keys_T[first : first + page_size].tobytes(), digest_size=16).digest()
         contents.append(chained)
     return contents

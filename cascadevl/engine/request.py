@@ -75,5 +75,5 @@ class Request:
         """Names of its full pages so far."""
         if len(self._contents) < self.num_tokens // page_size:
             keys = np.concatenate([self.prompt_keys, np.asarray(self.said, np.int64)])
-            self._contents = page_contents(keys, page_size, self.start)
+            self._contents = page_contents(keys, page_size, self.start, self._contents)
         return self._contents

@@ -34,6 +34,8 @@ class Runner:
     def __init__(self, model: InternVL, cache: PagedCache, scratch_page: int, *, invariant: bool) -> None:
         self.model, self.cache = model, cache
         self.scratch_page, self.invariant = scratch_page, invariant
+        # Experts multiply as many rows as were sent to them: only a token by itself has no company there.
+        self.rows = 1 if model.config.decoder.experts else ROWS
 
     def __call__(self, pieces: Sequence[Piece]) -> Tensor:
         """hidden_TD of all tokens, end to end; their keys and values are then in the pages."""
@@ -52,7 +54,7 @@ class Runner:
         lengths_T = torch.cat(lengths).to(device)
         if not self.invariant:
             return self._hidden(embed_TD, segments, lengths_T)
-        return torch.cat([self._padded(embed_TD, group, lengths_T) for group in _groups(segments)])
+        return torch.cat([self._padded(embed_TD, group, lengths_T) for group in _groups(segments, self.rows)])
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Raw scores (T, V) in fp32."""
@@ -68,10 +70,10 @@ class Runner:
         return self.model.language_model(embed_TD, positions_T.to(embed_TD.device), attend, lengths_T)
 
     def _padded(self, embed_TD: Tensor, group: list[Segment], lengths_T: Tensor) -> Tensor:
-        """Hidden states of one group; tokens of nobody, in a page of nobody, make it ROWS long."""
+        """Hidden states of one group; tokens of nobody, in a page of nobody, fill it up."""
         first, num = group[0].first, sum(segment.num for segment in group)
         rows = slice(first, first + num)
-        spare = ROWS - num
+        spare = self.rows - num
         segments = [replace(segment, first=segment.first - first) for segment in group]
         if spare:
             segments.append(Segment(num, 0, spare, (self.scratch_page,) * -(-spare // self.cache.page_size)))
@@ -79,16 +81,16 @@ class Runner:
         return self._hidden(padded_TD, segments, F.pad(lengths_T[rows], (0, spare), value=1))[:num]
 
 
-def _groups(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """The same tokens in groups of at most ROWS, in order; a segment may be cut."""
+def _groups(segments: Sequence[Segment], rows: int) -> list[list[Segment]]:
+    """The same tokens in groups of at most `rows`, in order; a segment may be cut."""
     groups: list[list[Segment]] = [[]]
-    room = ROWS
+    room = rows
     for segment in segments:
         done = 0
         while done < segment.num:
             if room == 0:
                 groups.append([])
-                room = ROWS
+                room = rows
             num = min(room, segment.num - done)
             groups[-1].append(Segment(segment.first + done, segment.start + done, num, segment.pages))
             done, room = done + num, room - num

@@ -57,7 +57,8 @@ class Sampler:
             return None
         logprobs_V = logits_V.log_softmax(-1)
         values, ids = logprobs_V.topk(num_top)
-        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        likely = values.isfinite()  # the rest is banned
+        top = tuple(zip(ids[likely].tolist(), values[likely].tolist(), strict=True))
         return TokenLogprob(chosen, float(logprobs_V[chosen]), top)
 
 

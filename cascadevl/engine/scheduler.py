@@ -38,16 +38,16 @@ class Scheduler:
     num_preemptions: int = 0
 
     def add(self, request: Request) -> None:
-        """Raises no error: whoever submits has checked that it fits at all (`fits`)."""
+        """Whoever submits has checked that its pages, if it were alone, are there."""
         if not any(other.client == request.client for other in (*self.waiting, *self.running)):
             # A newcomer starts level with those who are here, not with the advantage of its absence.
             here = {other.client for other in (*self.waiting, *self.running)}
             self.served[request.client] = min((self.served[client] for client in here), default=0)
         self.waiting.append(request)
 
-    def fits(self, num_tokens: int) -> bool:
-        """Could a request of that length be computed if it were alone?"""
-        return self._pages_for(num_tokens) <= self.pool.num_pages
+    def in_turn(self) -> list[Request]:
+        """Who waits: first the urgent, then those of the client served least, then the first come."""
+        return sorted(self.waiting, key=lambda r: (-r.priority, self.served[r.client], r.arrival))
 
     def plan(self) -> list[Chunk]:
         """The next step: pages are taken, nothing is computed yet. Empty where nobody can go on."""
@@ -57,13 +57,14 @@ class Scheduler:
             if request.state is State.RUNNING and budget > 0 and self._grow(request, 1):
                 chunks.append(Chunk(request, request.num_computed, 1))
                 budget -= 1
-        for request in [r for r in self.running if not r.decodes]:
-            budget -= self._read(request, budget, chunks)
-        # Who gave its pages to others in this very step would only take them back.
-        for request in self._queue() if self.num_preemptions == preempted_before else ():
-            if budget < 1 or len(self.running) >= self.max_running or not self._admit(request):
-                break
-            budget -= self._read(request, budget, chunks)
+        prompts, full = [*(r for r in self.running if not r.decodes), *self._queue()], False
+        for request in sorted(prompts, key=lambda r: -r.priority):  # of equals, those begun go on first
+            if request.state is State.WAITING:
+                # Who gave its pages to others in this very step would only take them back.
+                full = full or self.num_preemptions > preempted_before or len(self.running) >= self.max_running
+                full = full or budget < 1 or not self._admit(request)
+            if request.state is State.RUNNING:
+                budget -= self._read(request, budget, chunks)
         # Who was pre-empted after its chunk was planned is not computed.
         chunks = [chunk for chunk in chunks if chunk.request.state is State.RUNNING]
         for request, _, num in chunks:
@@ -99,13 +100,12 @@ class Scheduler:
         return -(-num_tokens // self.pool.page_size)
 
     def _queue(self) -> list[Request]:
-        """Who may be admitted, in turn: the urgent, then the client served least, then the first come."""
-        able = [
-            request for request in self.waiting
+        """Who of them may be admitted."""
+        return [
+            request for request in self.in_turn()
             if request.ready and not (request.after and request.after.num_computed < request.after.num_prompt
                                       and request.after.state is not State.FINISHED)
         ]  # fmt: skip
-        return sorted(able, key=lambda r: (-r.priority, self.served[r.client], r.arrival))
 
     def _admit(self, request: Request) -> bool:
         """Take the pages that are known already, if those still missing are there; alone, it always may."""
@@ -127,7 +127,7 @@ class Scheduler:
     def _read(self, request: Request, budget: int, chunks: list[Chunk]) -> int:
         """Plan the next piece of a prompt, as far as budget and pages go; returns its size."""
         num = min(budget, request.num_tokens - request.num_computed)
-        if request.state is not State.RUNNING or num < 1 or not self._grow(request, num):
+        if num < 1 or not self._grow(request, num):
             return 0
         chunks.append(Chunk(request, request.num_computed, num))
         return num

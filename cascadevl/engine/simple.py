@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cascadevl.checkpoints.parts import Parts
 from cascadevl.core.generation import FinishReason, Generation, Sampling, Usage
+from cascadevl.engine.constraints import Guide
 from cascadevl.engine.loops import loop_period
 from cascadevl.engine.sampler import Sampler
 from cascadevl.ops.attention import Layer, scores_to_output
@@ -59,7 +60,7 @@ class DenseCache:
 @torch.inference_mode()
 def generate(parts: Parts, inputs: ModelInputs, sampling: Sampling) -> Iterator[str | Generation]:
     """Pieces of text as they become certain; the last item is the whole Generation."""
-    model, started = parts.model, time.perf_counter()
+    model, started, answer = parts.model, time.perf_counter(), Answer(parts, sampling)
     prompt_ids, embed_TD = model.embed_prompt(inputs.token_ids.to(model.device), inputs.tiles.to(model.device))
     positions_T = model.positions(prompt_ids)
     prompt_ids = prompt_ids.cpu()
@@ -68,11 +69,13 @@ def generate(parts: Parts, inputs: ModelInputs, sampling: Sampling) -> Iterator[
     hidden_TD = model.language_model(embed_TD, positions_T, cache)
     prefill_s, decoding = time.perf_counter() - started, time.perf_counter()
 
-    answer = Answer(parts, sampling)
     room = model.config.decoder.rope.longest - len(prompt_ids)
     next_position = float(positions_T[-1]) + 1
     while answer.finish_reason is None:
-        token_id, logprob = sampler(model.language_model.logits(hidden_TD[-1]))
+        logits_V = model.language_model.logits(hidden_TD[-1])
+        if answer.guide is not None:
+            answer.guide.mask(logits_V)
+        token_id, logprob = sampler(logits_V)
         if logprob is not None:
             answer.logprobs.append(logprob)
         piece = answer.push(token_id, room)
@@ -123,11 +126,15 @@ class Answer:
         self._sampling, self._stop_ids = sampling, parts.stop_ids
         self._stream = parts.tokenizer.stream()
         self._given = 0
+        constraint = sampling.constraint
+        self.guide = Guide(constraint, parts.tokenizer, parts.stop_ids) if constraint else None
 
     def push(self, token_id: int, room: int) -> str:
         """Add a token; returns the text that may be shown now."""
         self.token_ids.append(token_id)
-        if token_id in self._stop_ids:
+        if self.guide is not None:
+            self.guide.push(token_id)
+        if token_id in self._stop_ids or (self.guide is not None and self.guide.finished):
             self.finish_reason = "stop"
         elif self._sampling.loop_guard and loop_period(self.token_ids):
             self.finish_reason = "repetition"

@@ -60,8 +60,8 @@ class TextTokenizer:
         """`source`: what a tokenizer.json says, or a backend that is ready."""
         self.files = dict(files)
         """Names and contents of the files this came from, to be written back as they were."""
-        self._backend: Backend = JsonBackend(source) if isinstance(source, dict) else source
-        self.controls = self._backend.controls
+        self.backend: Backend = JsonBackend(source) if isinstance(source, dict) else source
+        self.controls = self.backend.controls
         self._names = {token_id: token for token, token_id in self.controls.items()}
         self._has_channels = {CHANNEL, MESSAGE} <= self.controls.keys()
         longest_first = sorted(self.controls, key=len, reverse=True)
@@ -71,7 +71,7 @@ class TextTokenizer:
         self._splitter = re.compile("|".join(map(self._pattern, longest_first)) or r"(?!)")
 
     def _pattern(self, token: str) -> str:
-        left, right = self._backend.strips.get(token, (False, False))
+        left, right = self.backend.strips.get(token, (False, False))
         return r"\s*" * left + re.escape(token) + r"\s*" * right
 
     @classmethod
@@ -101,11 +101,11 @@ class TextTokenizer:
 
     def __len__(self) -> int:
         """Entries, added tokens included."""
-        return len(self._backend)
+        return len(self.backend)
 
     def id(self, token: str) -> int:
         """Id of one entry; ids of control tokens are looked up, never assumed."""
-        found = self._backend.id(token)
+        found = self.backend.id(token)
         if found is None:
             raise CheckpointError(f"The tokenizer has no entry {token!r}; an InternVL tokenizer needs it.")
         return found
@@ -116,19 +116,19 @@ class TextTokenizer:
         `inside`: it goes on with a text that was encoded before. Only tokenizers that put a space
         before words make a difference.
         """
-        ids = self._backend.encode(text, inside) if text else []
+        ids = self.backend.encode(text, inside) if text else []
         if self._names.keys().isdisjoint(ids):
             return ids
         # An entry of the model itself, such as InternLM2's [UNUSED_TOKEN_146] under <|im_start|>: spelled out.
         return [j for i in ids for j in (self._spelled(i) if i in self._names else [i])]
 
     def _spelled(self, token_id: int) -> list[int]:
-        letters = self._backend.piece(token_id)
-        return [i for letter in letters for i in self._backend.encode(letter, True) if i not in self._names]
+        letters = self.backend.piece(token_id)
+        return [i for letter in letters for i in self.backend.encode(letter, True) if i not in self._names]
 
     def opening(self, rendered: str) -> list[int]:
         """Ids that stand before a prompt that begins so, behind the BOS: nearly always none."""
-        return self._backend.opening(rendered)
+        return self.backend.opening(rendered)
 
     def split(self, rendered: str) -> list[str]:
         """A rendered prompt cut at its control tokens; these stand alone in the list.
@@ -151,17 +151,17 @@ class TextTokenizer:
         An answer in channels (GPT-OSS) shows its thinking in `<think>…</think>` and no headers.
         """
         if not self._has_channels:
-            return self._backend.decode([i for i in token_ids if i not in self._names])
+            return self.backend.decode([i for i in token_ids if i not in self._names])
         stream = self.stream()
         return "".join(map(stream.push, token_ids)) + stream.finish()
 
     def tokens(self, token_ids: Sequence[int]) -> list[str]:
         """Each id as readable text, for people who want to see a prompt."""
-        return [self._names.get(i) or self._backend.decode([i]) for i in token_ids]
+        return [self._names.get(i) or self.backend.decode([i]) for i in token_ids]
 
     def stream(self) -> "TextStream":
         """Decode one token at a time; a character split over tokens waits until it is whole."""
-        return TextStream(self._backend.stream(), self._names, ChannelReader() if self._has_channels else None)
+        return TextStream(self.backend.stream(), self._names, ChannelReader() if self._has_channels else None)
 
 
 class TextStream:

@@ -158,7 +158,7 @@ def test_an_answer_ends_where_the_model_has_no_more_positions(scripted: Callable
 def test_usage_counts_what_was_read_and_said() -> None:
     generation = _run(PARTS["qwen3"], Sampling(max_new_tokens=7))[1]
     inputs = PARTS["qwen3"].processor(MESSAGES)
-    assert dataclasses.astuple(generation.usage) == (len(inputs.token_ids), 16, len(generation.token_ids), 4)
+    assert dataclasses.astuple(generation.usage) == (len(inputs.token_ids), 16, len(generation.token_ids), 4, 0)
     assert generation.spec_hash == PARTS["qwen3"].spec.hash
     assert set(generation.timings) == {"prefill_s", "decode_s"}
 

@@ -1,0 +1,100 @@
+"""Attending over pages is attending over the whole sequence, however it is cut."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cascadevl.checkpoints.tiny import TINY_DECODERS
+from cascadevl.core.config import evolve
+from cascadevl.engine import kv_cache
+from cascadevl.engine.kv_cache import PagedAttend, PagedCache, Segment
+from cascadevl.ops.attention import Layer, dense
+
+CONFIG = evolve(TINY_DECODERS["qwen3"], num_layers=2)
+HEADS, KEY_HEADS, SIZE = CONFIG.num_heads, CONFIG.num_kv_heads, CONFIG.head_size
+LAYERS = [
+    Layer(index=0, scale=0.25),
+    Layer(index=1, scale=0.3, window=5),
+    Layer(index=1, scale=0.25, sinks_N=torch.tensor([0.5, -1.0, 2.0, 0.0])),
+    Layer(index=0, scale=0.25, window=3, sinks_N=torch.tensor([0.5, -1.0, 2.0, 0.0])),
+]
+
+
+def _cache(num_pages: int, page_size: int) -> PagedCache:
+    cache = PagedCache(CONFIG, num_pages, page_size, torch.float32, torch.device("cpu"))
+    # What former requests left.
+    cache.keys.fill_(float("nan"))
+    cache.values.fill_(float("nan"))
+    return cache
+
+
+@torch.inference_mode()
+def _attend(layer: Layer, qkv: list[tuple[Tensor, ...]], seed: int, page_size: int, **settings) -> list[Tensor]:
+    """Outputs of several sequences, computed together in steps of random chunks over shuffled pages."""
+    rng = random.Random(seed)
+    counts = [-(-len(q) // page_size) for q, _, _ in qkv]
+    cache, order = _cache(sum(counts), page_size), list(range(sum(counts)))
+    rng.shuffle(order)
+    tables = [tuple(order.pop() for _ in range(count)) for count in counts]
+    done, outs = [0] * len(qkv), [list[Tensor]() for _ in qkv]
+    while any(at < len(q) for at, (q, _, _) in zip(done, qkv, strict=True)):
+        segments, rows, first = [], [], 0
+        # Those with few tokens come first, as the scheduler has it.
+        sizes = [(min(rng.choice([0, 1, 2, 8, 9, 20]), len(qkv[row][0]) - at), row) for row, at in enumerate(done)]
+        for num, row in sorted(sizes):
+            if num:
+                segments.append(Segment(first, done[row], num, tables[row]))
+                rows.append((row, slice(done[row], done[row] + num)))
+                first, done[row] = first + num, done[row] + num
+        if segments:
+            together = (torch.cat([qkv[row][i][part] for row, part in rows]) for i in range(3))
+            out_TNH = PagedAttend(cache, segments, **settings)(layer, *together)
+            for (row, _), out in zip(rows, out_TNH.split([s.num for s in segments]), strict=True):
+                outs[row].append(out)
+    return [torch.cat(parts) for parts in outs]
+
+
+def _sequences(seed: int, lengths: list[int]) -> list[tuple[Tensor, ...]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        tuple(torch.randn(length, heads, SIZE, generator=generator) for heads in (HEADS, KEY_HEADS, KEY_HEADS))
+        for length in lengths
+    ]
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["kernel", "torch"])
+@pytest.mark.parametrize("layer", LAYERS, ids=["plain", "window", "sinks", "both"])
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 50), min_size=1, max_size=4), st.integers(1, 17))
+def test_paged_equals_dense(native: bool, layer: Layer, seed: int, lengths: list[int], page_size: int) -> None:
+    sequences = _sequences(seed, lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        if not native:
+            patch.setattr(kv_cache, "serves", lambda *_: False)
+        got = _attend(layer, sequences, seed, page_size)
+    for out, (q, k, v) in zip(got, sequences, strict=True):
+        torch.testing.assert_close(out, dense(layer, q, k, v), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["kernel", "torch"])
+@pytest.mark.parametrize("layer", LAYERS, ids=["plain", "window", "sinks", "both"])
+def test_invariant_results_have_the_same_bits_in_any_chunks_pages_and_company(native: bool, layer: Layer) -> None:
+    sequences = _sequences(0, [43, 20, 31])
+    with pytest.MonkeyPatch.context() as patch:
+        if not native:
+            patch.setattr(kv_cache, "serves", lambda *_: False)
+        alone = [_attend(layer, [sequence], 0, 7, invariant=True)[0] for sequence in sequences]
+        for seed in range(10):
+            together = _attend(layer, sequences, seed, 1 + seed, invariant=True)
+            assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_the_memory_of_a_page_is_told_beforehand() -> None:
+    for page_size in (1, 16):
+        told = PagedCache.page_bytes(CONFIG, page_size, torch.float32)
+        cache = _cache(3, page_size)
+        assert 3 * told == cache.keys.nbytes + cache.values.nbytes
