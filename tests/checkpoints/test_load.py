@@ -112,8 +112,10 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 
 
 def test_a_file(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    _refused(tmp_path / "model.safetensors", "is a file; expected the folder that holds config.json")
     (tmp_path / "model.gguf").write_bytes(b"x")
-    _refused(tmp_path / "model.gguf", "is a file; expected the folder that holds config.json")
+    _refused(tmp_path / "model.gguf", "is a language model without a tower: .*read_gguf")
 
 
 def test_a_folder_without_a_config(folder: Path) -> None:
