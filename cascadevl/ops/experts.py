@@ -25,7 +25,10 @@ Expert = Callable[[Tensor, Linear], Tensor]
 """(rows_AD, linear) -> rows_AD: the network, written as if there were one."""
 
 Run = tuple[int, slice]
-"""An expert and its rows among the sorted ones."""
+"""An expert and the rows that belong to it."""
+
+CACHE_BYTES = 1 << 20
+"""Rows beyond this leave a core's own cache before the next operation reads them."""
 
 
 def route(logits_TE: Tensor, num_per_token: int, normalise: bool) -> tuple[Tensor, Tensor]:
@@ -59,18 +62,21 @@ def apply_experts(
     hidden_TD: Tensor, weights_Tk: Tensor, experts_Tk: Tensor, num_experts: int, expert: Expert
 ) -> Tensor:
     """Sum over a token's k experts of weight times output, (T, D)."""
+    if torch.compiler.is_compiling():
+        # Runs differ from call to call: traced, each would be compiled anew.
+        untraced: Any = torch.compiler.disable(apply_experts)
+        return untraced(hidden_TD, weights_Tk, experts_Tk, num_experts, expert)
     num_tokens, num_per_token = experts_Tk.shape
-    learning = torch.is_grad_enabled()
-    if num_tokens == 1 and not learning:
-        # Decoding: nothing to sort, and the weights of k experts are read where they lie.
-        outs = [expert(hidden_TD, partial(linear_of_one, index)) for index in experts_Tk[0].tolist()]
-        return weights_Tk @ torch.cat(outs)
+    if num_tokens == 1:
+        # Decoding: one row for each expert, nothing to sort.
+        runs = [(index, slice(row, row + 1)) for row, index in enumerate(experts_Tk[0].tolist())]
+        return weights_Tk @ expert(hidden_TD.expand(num_per_token, -1), partial(grouped_linear, runs))
     order_A, runs = sort_by_expert(experts_Tk, num_experts)
     rows_AD = hidden_TD.index_select(0, order_A // num_per_token)
-    if learning:
+    if torch.is_grad_enabled() or rows_AD.nbytes <= CACHE_BYTES:
         rows_AD = expert(rows_AD, partial(grouped_linear, runs))
     else:
-        # One expert after the other: what it computes stays in the processor's cache.
+        # One expert after the other, so that what it computes between its maps stays in the cache.
         for index, run in runs:
             rows_AD[run] = expert(rows_AD[run], partial(linear_of_one, index))
     # A weighted sum of looked-up rows: embedding_bag does it without writing the looked-up rows down.
@@ -79,62 +85,76 @@ def apply_experts(
 
 
 def sort_by_expert(experts_Tk: Tensor, num_experts: int) -> tuple[Tensor, list[Run]]:
-    """The order that brings each expert's assignments together, and where each non-empty run lies."""
+    """The order that brings each expert's assignments together, and a run for every expert that has some."""
     experts_A = experts_Tk.flatten()
     runs, start = [], 0
     for index, count in enumerate(torch.bincount(experts_A, minlength=num_experts).tolist()):
         if count:
             runs.append((index, slice(start, start + count)))
             start += count
-    return experts_A.argsort(stable=True), runs
+    return experts_A.argsort(), runs
 
 
 def linear_of_one(index: int, rows_AI: Tensor, weight_EIO: Tensor, bias_EO: Tensor | None) -> Tensor:
-    """All rows belong to one expert; its weight is read in place."""
+    """All rows belong to one expert, whose weight is read in place."""
     if bias_EO is None:
         return rows_AI @ weight_EIO[index]
     return torch.addmm(bias_EO[index], rows_AI, weight_EIO[index])
 
 
 def grouped_linear(runs: list[Run], rows_AI: Tensor, weight_EIO: Tensor, bias_EO: Tensor | None) -> Tensor:
-    """Each run of rows times the weight of its expert, differentiable in rows, weights and biases."""
-    return _GroupedLinear.apply(rows_AI, weight_EIO, bias_EO, runs)
+    """Each run of rows times the weight of its expert; differentiable in rows, weights and biases."""
+    if torch.is_grad_enabled():
+        return _GroupedLinear.apply(rows_AI, weight_EIO, bias_EO, runs)
+    return _grouped(rows_AI, weight_EIO, bias_EO, runs)
+
+
+def _grouped(rows_AI: Tensor, weight_EIO: Tensor, bias_EO: Tensor | None, runs: list[Run]) -> Tensor:
+    out_AO = rows_AI.new_empty(len(rows_AI), weight_EIO.shape[2])
+    for index, run in runs:
+        if bias_EO is None:
+            torch.mm(rows_AI[run], weight_EIO[index], out=out_AO[run])
+        else:
+            torch.addmm(bias_EO[index], rows_AI[run], weight_EIO[index], out=out_AO[run])
+    return out_AO
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """Gradients are written once to where they belong.
+    """Gradients are written once, to where they belong.
 
-    Autograd's own way through `weight[index]` would fill and add a zero tensor of all experts for each
-    expert. torch's `grouped_mm` writes once too, but refuses widths that are no multiple of 16 bytes,
-    float64, and gradients that are broadcast (what `sum()` sends back).
+    Autograd's own way through `weight[index]` fills and adds a zero tensor as large as all experts, for each
+    expert. torch's `grouped_mm` avoids that too, but refuses widths that are no multiple of 16 bytes, float64,
+    and gradients that are broadcast (what `sum()` sends back).
     """
 
     @staticmethod
     def forward(ctx: Any, rows_AI: Tensor, weight_EIO: Tensor, bias_EO: Tensor | None, runs: list[Run]) -> Tensor:
         ctx.save_for_backward(rows_AI, weight_EIO)
         ctx.runs = runs
-        out_AO = rows_AI.new_empty(len(rows_AI), weight_EIO.shape[2])
-        for index, run in runs:
-            if bias_EO is None:
-                torch.mm(rows_AI[run], weight_EIO[index], out=out_AO[run])
-            else:
-                torch.addmm(bias_EO[index], rows_AI[run], weight_EIO[index], out=out_AO[run])
-        return out_AO
+        return _grouped(rows_AI, weight_EIO, bias_EO, runs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_AO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_AO: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         rows_AI, weight_EIO = ctx.saved_tensors
         to_rows, to_weight, to_bias, _ = ctx.needs_input_grad
+        weight_EOI, rows_IA = weight_EIO.mT, rows_AI.T
         grad_rows_AI = torch.empty_like(rows_AI) if to_rows else None
-        # Experts without a token keep a gradient of zero.
-        grad_weight_EIO = torch.zeros_like(weight_EIO) if to_weight else None
-        grad_bias_EO = grad_AO.new_zeros(len(weight_EIO), grad_AO.shape[1]) if to_bias else None
+        grad_weight_EIO = torch.empty_like(weight_EIO) if to_weight else None
+        grad_bias_EO = grad_AO.new_empty(len(weight_EIO), grad_AO.shape[1]) if to_bias else None
         for index, run in ctx.runs:
+            own_AO = grad_AO[run]
             if grad_rows_AI is not None:
-                torch.mm(grad_AO[run], weight_EIO[index].T, out=grad_rows_AI[run])
+                torch.mm(own_AO, weight_EOI[index], out=grad_rows_AI[run])
             if grad_weight_EIO is not None:
-                torch.mm(rows_AI[run].T, grad_AO[run], out=grad_weight_EIO[index])
+                torch.mm(rows_IA[:, run], own_AO, out=grad_weight_EIO[index])
             if grad_bias_EO is not None:
-                torch.sum(grad_AO[run], 0, out=grad_bias_EO[index])
+                torch.sum(own_AO, 0, out=grad_bias_EO[index])
+        # Nobody has written to the experts without a token.
+        idle = list(set(range(len(weight_EIO))).difference(index for index, _ in ctx.runs))
+        for gradient in (grad_weight_EIO, grad_bias_EO):
+            if gradient is not None and idle:
+                gradient[idle] = 0
         return grad_rows_AI, grad_weight_EIO, grad_bias_EO, None

@@ -102,17 +102,18 @@ def test_a_mixture_is_the_weighted_sum_of_the_formula(
 
 @pytest.mark.parametrize("num_rows", [CACHE_BYTES // 4 // 64, CACHE_BYTES // 4 // 64 + 2])
 def test_beyond_the_cache_experts_take_turns_and_nothing_else_changes(num_rows: int) -> None:
-    parts = mixture(num_rows // 2, 5, 2, width=64)
+    hidden_TD, weights_Tk, experts_Tk, weight_EDD, bias_ED = mixture(num_rows // 2, 5, 2, width=64)
     served: list[int] = []
 
     def count(rows_AD: Tensor, linear: Linear) -> Tensor:
         served.append(len(rows_AD))
-        return affine(parts[3], parts[4], rows_AD, linear)
+        return affine(weight_EDD, bias_ED, rows_AD, linear)
 
     with torch.no_grad():
-        out_TD = apply_experts(*parts[:3], 5, count)
+        out_TD = apply_experts(hidden_TD, weights_Tk, experts_Tk, 5, count)
     assert sum(served) == num_rows and len(served) == (1 if num_rows * 64 * 4 <= CACHE_BYTES else 5)
-    torch.testing.assert_close(out_TD, ours(*parts), atol=1e-5, rtol=1e-5)
+    expected_TD = ours(hidden_TD, weights_Tk, experts_Tk, weight_EDD, bias_ED)
+    torch.testing.assert_close(out_TD, expected_TD, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 40])
@@ -157,7 +158,7 @@ def test_one_expert_and_groups_of_one_agree() -> None:
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_balance_is_that_of_transformers(num_layers: int) -> None:
     logits_TE = draw(num_layers * 50, 8) + torch.linspace(0, 2, 8)
-    theirs = load_balancing_loss_func(tuple(logits_TE.chunk(num_layers)), 8, 2)
+    theirs = load_balancing_loss_func(logits_TE.chunk(num_layers), 8, 2)  # type: ignore[arg-type]
     torch.testing.assert_close(balance_loss(logits_TE, 2), theirs)
 
 
