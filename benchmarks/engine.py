@@ -57,7 +57,7 @@ def transformers_batch(folder: Path, prompts: list[torch.Tensor], num_tokens: in
     """Left-padded, as its users do it; text alone."""
     from transformers import InternVLForConditionalGeneration
 
-    model = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     longest = max(map(len, prompts))
     ids = torch.stack([torch.nn.functional.pad(p, (longest - len(p), 0)) for p in prompts])
     mask = torch.stack([torch.nn.functional.pad(torch.ones_like(p), (longest - len(p), 0)) for p in prompts])
@@ -67,7 +67,7 @@ def transformers_batch(folder: Path, prompts: list[torch.Tensor], num_tokens: in
         model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=num_tokens, min_new_tokens=num_tokens,
             do_sample=False, pad_token_id=0,
-        )  # type: ignore[operator]  # fmt: skip
+        )  # fmt: skip
 
     return run
 

@@ -181,7 +181,7 @@ def native_family(family: str) -> str:
 def _model_type(official: Official) -> str:
     """By `model_type`, else by `architectures`; both must speak of the same family."""
     by_architecture = {family.architecture: name for name, family in FAMILIES.items()}
-    architecture = (official.get("architectures") or [None])[0]
+    architecture = str((official.get("architectures") or [""])[0])
     kind = str(official.get("model_type") or by_architecture.get(architecture, architecture))
     if kind not in FAMILIES:
         raise CheckpointError(f"The language model is of type {kind!r}. Supported: {', '.join(FAMILIES)}.")

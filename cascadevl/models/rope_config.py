@@ -14,7 +14,7 @@ def read_rope(official: Mapping[str, Any]) -> Rope:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     theta = scaling.get("rope_theta", official.get("rope_theta", 10000.0))
     longest = official.get("max_position_embeddings", 32768)
-    trained = scaling.get("original_max_position_embeddings") or official.get("original_max_position_embeddings")
+    trained: Any = scaling.get("original_max_position_embeddings") or official.get("original_max_position_embeddings")
     try:
         if kind == "default":
             return Rope(theta=theta, max_position=longest)

@@ -43,7 +43,7 @@ class Pointing:
     def _loss(self, layer: Layer, q_TNH: Tensor, k_TNH: Tensor) -> Tensor:
         q_RNTH, k_RNTH = (side_by_side(x, self._lengths) for x in (q_TNH, k_TNH))
         scores = q_RNTH @ k_RNTH.mT * layer.scale
-        visible = causal_mask(*scores.shape[-2:], None, scores.device)
+        visible = causal_mask(scores.shape[-2], scores.shape[-1], None, scores.device)
         logits = scores.masked_fill(~visible, float("-inf"))
         right = self._right.to(scores.device)[:, None]
         on_target = logits.masked_fill(~right, float("-inf")).logsumexp(-1) - logits.logsumexp(-1)
