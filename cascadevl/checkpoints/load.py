@@ -18,7 +18,7 @@ from cascadevl.core.hardware import cpu_multiplies_bf16
 from cascadevl.models.internvl import InternVL
 from cascadevl.preprocessing.processor import Processor
 from cascadevl.preprocessing.spec_file import Spec, read_spec
-from cascadevl.preprocessing.template import TEMPLATES
+from cascadevl.preprocessing.template import answer_ends
 from cascadevl.preprocessing.tokenizer import TextTokenizer
 
 logger = logging.getLogger("cascadevl")
@@ -186,9 +186,5 @@ def _stop_ids(generation: dict[str, Any], spec: Spec, tokenizer: TextTokenizer) 
     """The template's end of turn, and what generation_config.json adds."""
     ids = generation.get("eos_token_id") or []
     found = list(ids) if isinstance(ids, list) else [ids]
-    if spec.template in TEMPLATES:
-        ends = [TEMPLATES[spec.template].stop]
-    else:  # in GPT-OSS's format <|end|> only closes the thinking
-        ends = ["<|return|>"] if "<|return|>" in tokenizer.controls else ["<|im_end|>", "<|end|>"]
-    found += [tokenizer.controls[end] for end in ends if end in tokenizer.controls]
+    found += [tokenizer.controls[end] for end in answer_ends(spec, tokenizer.controls)]
     return tuple(dict.fromkeys(found))

@@ -15,6 +15,7 @@ import cascadevl
 from cascadevl.core.errors import UserError
 
 VERBS = {
+    "app": ("cascadevl.cli.app", "Programs made of the models: ocr reads pages several times and marks the doubts."),
     "ask": ("cascadevl.cli.ask", "Ask a model about pictures and videos; without any words, chat with it."),
     "convert": (
         "cascadevl.cli.convert",
@@ -23,6 +24,7 @@ VERBS = {
     "data": ("cascadevl.cli.data", "See what a picture and a question become: show one, diff two models."),
     "doctor": ("cascadevl.cli.doctor", "What this machine has, what is missing, and what that would unlock."),
     "estimate": ("cascadevl.cli.estimate", "What a question will take before it is asked: memory, products, seconds."),
+    "serve": ("cascadevl.cli.serve", "Serve a model over HTTP to whatever speaks OpenAI's API."),
     "train": ("cascadevl.cli.train", "Run a training recipe."),
 }
 """Verb -> (its file, one line of help). The file has `main(arguments: list[str]) -> int`."""

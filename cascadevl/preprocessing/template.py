@@ -7,7 +7,7 @@ transformers layout brings a Jinja text of its own, which is rendered in a sandb
 import functools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -131,6 +131,15 @@ def find_template(name: str) -> ChatTemplate:
     if name not in TEMPLATES:
         raise CheckpointError(f"Unknown chat template {name!r}. Supported: {', '.join(TEMPLATES)}, jinja.")
     return TEMPLATES[name]
+
+
+def answer_ends(spec: Spec, controls: Collection[str]) -> list[str]:
+    """Control tokens that end an answer; a Jinja text does not say which, the tokenizer's own do."""
+    if spec.jinja is None:
+        known = [find_template(spec.template).stop]
+    else:  # where <|return|> exists, <|end|> only closes the thinking
+        known = ["<|return|>"] if "<|return|>" in controls else ["<|im_end|>", "<|end|>"]
+    return [end for end in known if end in controls]
 
 
 def render(conversation: Conversation, spec: Spec, say: Callable[[str], str] = str) -> list[Span]:
