@@ -1,0 +1,74 @@
+"""Serve a model over HTTP to whatever speaks OpenAI's API.
+
+Every check that needs no weights is made before torch is imported, so a mistake is answered at once.
+"""
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from cascadevl.checkpoints.layouts import locate
+from cascadevl.core.errors import ConfigError, MissingExtra
+from cascadevl.engine.config import EngineConfig
+from cascadevl.serving.config import ServingConfig
+from cascadevl.serving.listen import address, bind
+
+PACKAGES = ("fastapi", "uvicorn", "pydantic", "prometheus_client")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serve:
+    """Serve a model over HTTP: cascadevl serve --model nano --port 8000
+
+    Any OpenAI client can talk to it: base_url is http://127.0.0.1:8000/v1.
+    """
+
+    model: str = "nano"
+    """An embedded model, a folder, or a hub id such as OpenGVLab/InternVL3_5-1B."""
+    dtype: str = "auto"
+    """auto, float32, bfloat16 or float16."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    api_key_env: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Environment variable that holds the key which clients must send; None: no key is asked for."""
+    server: tyro.conf.OmitArgPrefixes[ServingConfig] = field(default_factory=ServingConfig)
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
+
+
+def main(arguments: list[str]) -> int:
+    order = tyro.cli(Serve, prog="cascadevl serve", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    api_key = read_key(order.api_key_env)
+    order.server.check_key(api_key)
+    missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise MissingExtra(f"Serving needs {', '.join(missing)}: pip install 'cascadevl[serve]'")
+    locate(order.model)
+
+    listener = bind(order.server)
+
+    from cascadevl.api import load
+    from cascadevl.serving.app import Service
+    from cascadevl.serving.server import serve
+
+    bundle = load(order.model, dtype=order.dtype, device=order.device)
+    service = Service(bundle, order.server, order.engine)
+    listener.listen(1024)  # who comes from now on waits until the server runs, and is answered
+    print(f"cascadevl serves {bundle.name} at {address(listener)}/v1 (spec {bundle.spec.hash})", flush=True)
+    for note in bundle.parts.notes:
+        print(f"({note})", file=sys.stderr)
+    serve(service, listener, api_key)
+    return 0
+
+
+def read_key(name: str | None) -> str | None:
+    """The key in an environment variable: on the command line, everybody on this machine could read it."""
+    if name is None:
+        return None
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise ConfigError(f"The environment variable {name!r} holds no key: set it, or leave --api-key-env out.")
+    return key

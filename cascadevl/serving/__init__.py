@@ -1,0 +1,1 @@
+"""The engine over HTTP: an OpenAI-compatible server, safe by default."""

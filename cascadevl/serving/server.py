@@ -1,0 +1,66 @@
+"""Stopping gracefully: those who are being answered get their answers, new ones are sent away."""
+
+import logging
+import socket
+import time
+from types import FrameType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import uvicorn
+
+from cascadevl.serving.app import Service, build_app
+
+IDLE_S = 15
+"""How long a connection is kept on which no request is being answered, whatever drips in."""
+CLOSING_S = 5
+"""How long what is still running after the drain may take to end."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which at the first SIGTERM or Ctrl-C only stops taking on requests; at the second it ends."""
+
+    def __init__(self, service: Service, api_key: str | None = None) -> None:
+        config = uvicorn.Config(
+            build_app(service, api_key),
+            http="h11",
+            ws="none",
+            log_level=logging.WARNING,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=IDLE_S,
+            timeout_graceful_shutdown=CLOSING_S,
+        )
+        super().__init__(config)
+        self._service = service
+        self._drained_by_s: float | None = None
+        self._idle_since_s: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by uvicorn for a signal."""
+        if self._drained_by_s is not None:
+            return super().handle_exit(sig, frame)
+        self._service.admission.draining = True
+        self._drained_by_s = time.monotonic() + self._service.config.drain_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn ten times a second; True ends the server."""
+        self._let_go()
+        if self._drained_by_s is not None:
+            self.should_exit |= not len(self._service.admission) or time.monotonic() > self._drained_by_s
+        return await super().on_tick(counter)
+
+    def _let_go(self) -> None:
+        """uvicorn waits without end for the head of a first request, and for any head that comes in drops."""
+        now_s = time.monotonic()
+        connections: list[Any] = list(self.server_state.connections)
+        for connection in connections:
+            if connection.cycle is not None and not connection.cycle.response_complete:
+                self._idle_since_s.pop(connection, None)
+            elif now_s - self._idle_since_s.setdefault(connection, now_s) > IDLE_S:
+                connection.transport.close()
+
+
+def serve(service: Service, listener: socket.socket, api_key: str | None = None) -> None:
+    """Until a signal comes. To be called in the main thread."""
+    Server(service, api_key).run(sockets=[listener])

@@ -1,0 +1,97 @@
+"""Server-sent events, and work that ends when the client hangs up."""
+
+import asyncio
+import json
+import traceback
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import ExitStack, suppress
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from cascadevl.core.errors import CascadeError
+from cascadevl.serving.refusals import Refused, refusal
+
+T = TypeVar("T")
+
+LAST_WORDS_S = 5.0
+"""How long a client that reads nothing may keep us from telling it that its time is over."""
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled as soon as the client hangs up. Raises ClientDisconnect then.
+
+    The body must have been read: what is received after it can only be the end.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def too_late() -> Refused:
+    """The deadline has passed; asking again would only take as long."""
+    return Refused(
+        503,
+        "The answer was not finished within its deadline. Ask for less, or give more time with deadline_s.",
+        code="deadline_exceeded",
+        headers={"x-should-retry": "false"},  # the official client heeds this
+    )
+
+
+class EventStream(Response):
+    """Chunks as server-sent events; `held` is let go when the stream has ended, however it ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: AsyncIterator[dict[str, Any]], deadline: float, held: ExitStack) -> None:
+        """`deadline`: in the event loop's time."""
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._chunks, self._deadline, self._held = chunks, deadline, held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held, suppress(ClientDisconnect, TimeoutError):
+            await unless_gone(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                async for chunk in self._chunks:
+                    await send(_event(json.dumps(chunk, ensure_ascii=False)))
+        except TimeoutError:
+            await self._last_words(send, too_late())
+        except Exception as error:  # the status is sent: the error goes the way of the chunks
+            if not isinstance(error, CascadeError):
+                traceback.print_exc()
+            await self._last_words(send, refusal(error))
+        else:
+            await self._last_words(send, None)
+
+    async def _last_words(self, send: Send, error: Refused | None) -> None:
+        async with asyncio.timeout(LAST_WORDS_S):
+            if error is not None:
+                await send(_event(json.dumps(error.body)))
+            await send({**_event("[DONE]"), "more_body": False})
+
+
+def _event(data: str) -> dict[str, Any]:
+    return {
+        "type": "http.response.body",
+        "body": b"data: " + data.encode(errors="replace") + b"\n\n",
+        "more_body": True,
+    }
