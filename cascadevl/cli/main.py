@@ -15,8 +15,8 @@ import cascadevl
 from cascadevl.core.errors import UserError
 
 VERBS = {
-    "app": ("cascadevl.cli.app", "Programs made of the models: ocr reads pages several times and marks the doubts."),
     "ask": ("cascadevl.cli.ask", "Ask a model about pictures and videos; without any words, chat with it."),
+    "app": ("cascadevl.cli.app", "Programs made of the models: ocr reads pages several times and marks the doubts."),
     "convert": (
         "cascadevl.cli.convert",
         "Rewrite a checkpoint in another official layout, and prove it equal.",

@@ -96,9 +96,7 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(
-        self, embed_TD: Tensor, positions_T: Tensor, attend: Attend, lengths_T: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, embed_TD: Tensor, positions_T: Tensor, attend: Attend, lengths_T: Tensor | None = None) -> Tensor:
         cos_TH, sin_TH = rope_table(positions_T, self.config.rope, self.config.head_size, lengths_T)
         rope = cos_TH.to(embed_TD.dtype), sin_TH.to(embed_TD.dtype)
         hidden_TD = embed_TD
@@ -119,9 +117,7 @@ class Decoder(nn.Module):
     def embed(self, token_ids_T: Tensor) -> Tensor:
         return self.model.embed_tokens(token_ids_T)
 
-    def forward(
-        self, embed_TD: Tensor, positions_T: Tensor, attend: Attend, lengths_T: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, embed_TD: Tensor, positions_T: Tensor, attend: Attend, lengths_T: Tensor | None = None) -> Tensor:
         """hidden_TD after the last norm; `logits` turns chosen rows into scores. `lengths_T`: see `rope_table`."""
         return self.model(embed_TD, positions_T, attend, lengths_T)
 

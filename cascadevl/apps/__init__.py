@@ -1,0 +1,1 @@
+"""Things made of the engine and the methods: programs for people."""

@@ -1,0 +1,1 @@
+"""Several readings of a page become one transcript whose doubts are marked."""
