@@ -14,7 +14,7 @@ from cascadevl.models.families import FAMILIES, read_decoder
 from cascadevl.models.internvl import InternVL
 from cascadevl.preprocessing.spec_file import IMAGENET_MEAN, IMAGENET_STD
 
-PIXELS = {"tile_px": 448, "patch_px": 14, "pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD}
+PIXELS: dict[str, Any] = {"tile_px": 448, "patch_px": 14, "pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD}
 TOWERS = {
     "300M": VisionConfig(
         hidden_size=1024, mlp_size=4096, num_layers=24, num_heads=16, qkv_bias=True, qk_norm=False,
