@@ -1,8 +1,9 @@
 """What `./run` does: draw pictures that nano has never seen, ask about them, print answers and times.
 
 The typeface is Pillow's own (Aileron) and the words are in none of the training lists, so nothing
-here can have been learned by heart. Run it alone with: python examples/quickstart.py [FOLDER]
-(the pictures are kept in FOLDER if one is given).
+here can have been learned by heart but the labels of fields, such as "Total". The pictures are of
+kinds that nano can read at all; its card says how often it does. Run it alone with:
+python examples/quickstart.py [FOLDER] (the pictures are kept in FOLDER if one is given).
 """
 
 import sys
@@ -52,22 +53,14 @@ def bars(**values: int) -> Callable[[Draw], None]:
     return draw
 
 
-def discs(num: int) -> Callable[[Draw], None]:
-    def draw(pen: Draw) -> None:
-        for number in range(num):
-            x, y = 40 + 130 * (number % 3), 40 + 130 * (number // 3)
-            pen.ellipse((x, y, x + 80, y + 80), fill="red")
-
-    return draw
-
-
 QUESTIONS = [
-    Question("line", (448, 224), line("zinnia orchard"), "Read the text.", "zinnia orchard"),
+    Question("word", (448, 224), line("Marigold"), "What does it say?", "Marigold"),
+    Question("line", (448, 224), line("pelican lagoon"), "Read the text.", "pelican lagoon"),
     Question("amount", (448, 224), line("$1,739.62"), "What does it say?", "$1,739.62"),
     Question(
         "receipt",
         (400, 266),
-        rows(("Pretzel", "$3.85"), ("Lemonade", "$2.40"), ("Tax", "$0.57"), ("Total", "$6.82")),
+        rows(("Sorbet", "$3.85"), ("Lemonade", "$2.40"), ("Tax", "$0.57"), ("Total", "$6.82")),
         "What is the total?",
         "$6.82",
     ),
@@ -78,8 +71,14 @@ QUESTIONS = [
         "What is the date?",
         "14.09.2023",
     ),
+    Question(
+        "invoice",
+        (400, 200),
+        rows(("Invoice", "7731"), ("Due", "2024-03-18"), ("Total", "$248.90")),
+        "When is it due?",
+        "2024-03-18",
+    ),
     Question("chart", (480, 400), bars(Oslo=24, Lima=51, Kyiv=38), "Which is the largest?", "Lima"),
-    Question("shapes", (448, 300), discs(4), "How many red circles are there?", "4"),
 ]
 
 
