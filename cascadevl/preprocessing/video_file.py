@@ -131,7 +131,7 @@ class VideoFile:
             opened.close()
             raise MediaError(f"{self.name} has no video track that can be decoded: it holds {kinds}. Expected a video.")
         stream = next((each for each in streams if each.disposition & usual), streams[0])
-        stream.thread_type = "AUTO"
+        stream.thread_type = "FRAME"
         stream.codec_context.options = {"max_pixels": str(self._max_pixels)}  # headers may lie
         return container, stream
 
