@@ -2,16 +2,11 @@
 
 import enum
 import itertools
-import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cascadevl.engine.pages import page_contents
-
-if TYPE_CHECKING:
-    from cascadevl.core.generation import Generation
 
 
 class State(enum.Enum):
@@ -54,8 +49,6 @@ class Request:
     """Tokens whose pages were found when it was last admitted."""
     num_preempted: int = 0
     arrival: int = field(default_factory=lambda: next(_arrivals))
-    submitted_s: float = field(default_factory=time.perf_counter)
-    result: "Generation | None" = None
     _contents: list[bytes] = field(default_factory=list)
 
     @property
