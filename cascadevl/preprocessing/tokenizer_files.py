@@ -1,7 +1,7 @@
 """What the files of a tokenizer folder say about its tokens: which steer, which come first."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,16 @@ _FILES = (
     *("vocab.json", "merges.txt"),
 )
 
+_CONFIG_FILES = ("special_tokens_map.json", "tokenizer_config.json")
+"""What `config_of` reads: kilobytes, where a vocabulary has megabytes."""
+
 MODEL_FILE = "tokenizer.model"
 
 
-def texts(folder: Path) -> dict[str, str]:
-    """Name -> content of the files that are text."""
+def texts(folder: Path, names: Iterable[str] = _FILES) -> dict[str, str]:
+    """Name -> content of the files that are text and there."""
     try:
-        return {name: (folder / name).read_text(encoding="utf-8") for name in _FILES if (folder / name).is_file()}
+        return {name: (folder / name).read_text(encoding="utf-8") for name in names if (folder / name).is_file()}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"The tokenizer files in {folder} cannot be read: {error}") from error
 
@@ -78,7 +81,7 @@ def added_bos(folder: Path) -> str | None:
 
 def named_tokens(folder: Path) -> dict[str, str | None]:
     """What the folder's tokenizer calls `bos_token` and `eos_token`."""
-    config = config_of(texts(folder))
+    config = config_of(texts(folder, _CONFIG_FILES))
     names = {"bos_token": "<s>", "eos_token": "</s>"} if (folder / MODEL_FILE).is_file() else {}
     tokens = {name: config.get(name, names.get(name)) for name in ("bos_token", "eos_token")}
     return {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}
