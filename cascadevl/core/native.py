@@ -28,7 +28,7 @@ _log = logging.getLogger("cascadevl")
 
 @functools.cache
 def load(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
-    """The library made of one C file; None, and one line in the log, where there can be none.
+    """The library made of one C file, and of those beside it; None, and one line in the log, where there can be none.
 
     It is kept in $CASCADEVL_CACHE, else $XDG_CACHE_HOME/cascadevl, else ~/.cache/cascadevl, for the next process;
     where that cannot be written, it ends with this one.
@@ -37,7 +37,8 @@ def load(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
         return None
     # A processor whose features are unknown cannot be told from another that shares the cache.
     flags = (*FLAGS, *(["-march=native"] if cpu_flags() else []), *flags)
-    made_for = (source.read_text(encoding="utf-8"), flags, platform.machine(), sorted(cpu_flags()))
+    texts = [path.read_text(encoding="utf-8") for path in sorted(source.parent.glob("*.c"))]  # it may include others
+    made_for = (source.name, texts, flags, platform.machine(), sorted(cpu_flags()))
     folder, name = cache_folder(), f"{source.stem}-{content_hash(repr(made_for))}"
     for kept in _kept(folder, name):
         try:

@@ -1,8 +1,10 @@
 """How much an engine may use."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from cascadevl.core.errors import ConfigError
+from cascadevl.ops.kv_formats import DTYPES, KVFormat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,6 +15,8 @@ class EngineConfig:
     """Tokens of a page."""
     cache_bytes: int = 1_000_000_000
     """Memory for keys and values."""
+    kv_format: KVFormat | Literal["auto"] = "auto"
+    """How they are kept: of 8 or 4 bits, more fit; "auto" keeps what the model computes."""
     max_running: int = 64
     """Requests computed together."""
     max_step_tokens: int = 1024
@@ -27,6 +31,9 @@ class EngineConfig:
     """A request gives bit-identical logits alone or in any batch; slower."""
 
     def __post_init__(self) -> None:
+        if self.kv_format not in ("auto", *DTYPES):
+            known = ", ".join(("auto", *DTYPES))
+            raise ConfigError(f"EngineConfig: kv_format is {self.kv_format!r}, expected one of {known}.")
         for name in ("page_size", "max_running", "max_step_tokens", "max_step_tiles"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"EngineConfig: {name} must be at least 1, got {getattr(self, name)}.")

@@ -22,7 +22,7 @@ from cascadevl.core.errors import CascadeError, ConfigError, InternalError, Mess
 from cascadevl.core.generation import Generation, Sampling, TokenLogprob, Usage
 from cascadevl.core.messages import Conversation
 from cascadevl.engine.config import EngineConfig
-from cascadevl.engine.kv_cache import PagedCache
+from cascadevl.engine.kv_cache import PagedCache, kept_as
 from cascadevl.engine.pages import PagePool
 from cascadevl.engine.request import Request, State
 from cascadevl.engine.runner import Piece, Runner
@@ -76,7 +76,8 @@ class Engine:
         self.config = config = config or EngineConfig()
         model = self.model = self.parts.model
         decoder = model.config.decoder
-        page_bytes = PagedCache.page_bytes(decoder, config.page_size, model.dtype)
+        kv_format = kept_as(config.kv_format, model.dtype)
+        page_bytes = PagedCache.page_bytes(decoder, config.page_size, kv_format)
         num_pages = config.cache_bytes // page_bytes - 1
         if num_pages < 1:
             raise ConfigError(
@@ -86,7 +87,7 @@ class Engine:
         num_pages = min(num_pages, most)
         self.pool = PagePool(num_pages, config.page_size)
         self.scheduler = Scheduler(self.pool, config.max_step_tokens, config.max_running)
-        cache = PagedCache(decoder, num_pages + 1, config.page_size, model.dtype, model.device)
+        cache = PagedCache(decoder, num_pages + 1, config.page_size, kv_format, model.device)
         self.runner = Runner(model, cache, num_pages, invariant=config.batch_invariant)
         self.tiles = TileCache(config.vision_bytes)
         self._tickets: dict[Request, Ticket] = {}
@@ -99,19 +100,22 @@ class Engine:
 
     def submit(
         self,
-        messages: Messages,
+        messages: Messages | ModelInputs,
         sampling: Sampling | None = None,
         *,
         max_tiles: int | None = None,
         priority: int = 0,
         client: str = "",
     ) -> Ticket:
-        """Raises MessageError, MediaError or ConfigError for a request that can never be answered."""
+        """`messages` may have been processed already, by another thread perhaps.
+
+        Raises MessageError, MediaError or ConfigError for a request that can never be answered.
+        """
         return self.submit_several(messages, sampling, 1, max_tiles=max_tiles, priority=priority, client=client)[0]
 
     def submit_several(
         self,
-        messages: Messages,
+        messages: Messages | ModelInputs,
         sampling: Sampling | None = None,
         num: int = 1,
         *,
@@ -123,7 +127,13 @@ class Engine:
         if num < 1:
             raise ConfigError(f"At least one answer must be asked for, got {num}.")
         sampling, started = sampling or Sampling(), time.perf_counter()
-        inputs = self.parts.processor(messages, max_tiles=max_tiles)
+        inputs = messages
+        if not isinstance(inputs, ModelInputs):
+            inputs = self.parts.processor(inputs, max_tiles=max_tiles)
+        elif inputs.spec_hash != self.parts.spec.hash:
+            raise ConfigError(
+                f"The inputs were made under the spec {inputs.spec_hash}, this model's is {self.parts.spec.hash}."
+            )
         preprocess_s = time.perf_counter() - started
         tickets: list[Ticket] = []
         for number in range(num):
@@ -301,7 +311,7 @@ class Engine:
             request.prompt_keys[places_T.numpy()] = _visual_keys(keys, len(visual_TD) // len(keys))
         if ticket.sampler is None and ticket.answer is not None:
             vocab = self.model.config.decoder.vocab_size
-            ticket.sampler = Sampler(ticket.sampling, prompt_ids, self._banned, vocab)
+            ticket.sampler = Sampler(ticket.sampling, prompt_ids, self._banned, vocab, self.parts.stop_ids)
         request.ready = True
 
     def _piece(self, chunk: Chunk) -> Piece:

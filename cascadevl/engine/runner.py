@@ -7,11 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cascadevl.engine.kv_cache import PagedAttend, PagedCache, Segment
+from cascadevl.engine.fused import FusedDecoder
+from cascadevl.engine.kv_cache import PagedAttend, PagedCache, Segment, places_of
 from cascadevl.models.internvl import InternVL
+from cascadevl.ops.rope import rope_table
 
 ROWS = 16
-"""Batch-invariant: the decoder always computes so many tokens at once, some of them for nothing."""
+"""Batch-invariant without C: the decoder always computes so many tokens at once, some of them for nothing."""
+
+FEW_TOKENS = 64
+"""A step of more is left to the products of a library; in C each token is attended by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class Runner:
         self.scratch_page, self.invariant = scratch_page, invariant
         # Experts multiply as many rows as were sent to them: only a token by itself has no company there.
         self.rows = 1 if model.config.decoder.experts else ROWS
+        self.fused = FusedDecoder.of(model.language_model, cache)
 
     def __call__(self, pieces: Sequence[Piece]) -> Tensor:
         """hidden_TD of all tokens, end to end; their keys and values are then in the pages."""
@@ -52,6 +58,12 @@ class Runner:
             lengths.append(torch.arange(piece.start + 1, piece.start + num + 1).clamp_min(piece.length))
             first += num
         lengths_T = torch.cat(lengths).to(device)
+        if self.fused is not None and (self.invariant or len(embed_TD) <= FEW_TOKENS):
+            # Where results must not depend on company, long prompts too: each row is computed by itself there.
+            groups = [(slice(first, first + FEW_TOKENS)) for first in range(0, len(embed_TD), FEW_TOKENS)]
+            places = places_of(segments, self.cache.page_size)
+            tables_TH = rope_table(places.position_T.float(), decoder.config.rope, decoder.config.head_size, lengths_T)
+            return torch.cat([self.fused(embed_TD[g], *(x[g] for x in tables_TH), places.part(g)) for g in groups])
         if not self.invariant:
             return self._hidden(embed_TD, segments, lengths_T)
         return torch.cat([self._padded(embed_TD, group, lengths_T) for group in _groups(segments, self.rows)])

@@ -123,5 +123,6 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Raw scores (T, V) in fp32."""
-        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(hidden_TD, weight).float()
+        if self.lm_head is not None:
+            return self.lm_head(hidden_TD).float()
+        return F.linear(hidden_TD, self.model.embed_tokens.weight).float()

@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Weight = Tensor | nn.ModuleList
+"""weight_EIO, or a linear layer for each expert, as weights of few bits are."""
+
+Linear = Callable[[Tensor, Weight, Tensor | None], Tensor]
 """(rows_AI, weight_EIO, bias_EO or None) -> rows_AO; which expert serves which row, the callable knows."""
 
 Expert = Callable[[Tensor, Linear], Tensor]
@@ -95,15 +98,20 @@ def sort_by_expert(experts_Tk: Tensor, num_experts: int) -> tuple[Tensor, list[R
     return experts_A.argsort(), runs
 
 
-def linear_of_one(index: int, rows_AI: Tensor, weight_EIO: Tensor, bias_EO: Tensor | None) -> Tensor:
+def linear_of_one(index: int, rows_AI: Tensor, weight_EIO: Weight, bias_EO: Tensor | None) -> Tensor:
     """All rows belong to one expert, whose weight is read in place."""
+    if isinstance(weight_EIO, nn.ModuleList):
+        out_AO = weight_EIO[index](rows_AI)
+        return out_AO if bias_EO is None else out_AO + bias_EO[index]
     if bias_EO is None:
         return rows_AI @ weight_EIO[index]
     return torch.addmm(bias_EO[index], rows_AI, weight_EIO[index])
 
 
-def grouped_linear(runs: list[Run], rows_AI: Tensor, weight_EIO: Tensor, bias_EO: Tensor | None) -> Tensor:
+def grouped_linear(runs: list[Run], rows_AI: Tensor, weight_EIO: Weight, bias_EO: Tensor | None) -> Tensor:
     """Each run of rows times the weight of its expert; differentiable in rows, weights and biases."""
+    if isinstance(weight_EIO, nn.ModuleList):
+        return torch.cat([linear_of_one(index, rows_AI[run], weight_EIO, bias_EO) for index, run in runs])
     if torch.is_grad_enabled():
         return _GroupedLinear.apply(rows_AI, weight_EIO, bias_EO, runs)
     return _grouped(rows_AI, weight_EIO, bias_EO, runs)

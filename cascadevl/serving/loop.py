@@ -74,7 +74,6 @@ class EngineLoop:
     """Owns the engine from `start` to `stop`. Every method may be called from any thread."""
 
     def __init__(self, engine: Engine, *, hang_s: float = 120.0) -> None:
-        """The engine's `parts.processor` must hand through ModelInputs, as `prepared` does."""
         self._engine, self._hang_s = engine, hang_s
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
@@ -173,8 +172,7 @@ class EngineLoop:
             return self._refuse(job, self._gone())
         try:
             for inputs in job.prompts:
-                # `prepared` takes them as they are.
-                job.tickets += self._engine.submit_several(inputs, job.sampling, job.num, client=job.client)  # type: ignore[arg-type]
+                job.tickets += self._engine.submit_several(inputs, job.sampling, job.num, client=job.client)
         except Exception as error:
             if not isinstance(error, CascadeError):
                 traceback.print_exc()
@@ -242,8 +240,3 @@ class EngineLoop:
 def _put(events: Sequence[tuple[Job, Said | Ended | Exception]]) -> None:
     for job, event in events:
         job.events.put_nowait(event)
-
-
-def prepared(inputs: ModelInputs, *, max_tiles: int | None = None) -> ModelInputs:
-    """In the place of a processor: what comes has been processed already, in another thread."""
-    return inputs

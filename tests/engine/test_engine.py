@@ -156,7 +156,7 @@ def test_pre_empted_answers_are_the_same() -> None:
 
 
 def _with_pages(parts: Parts, num_pages: int, page_size: int, **settings: Any) -> Engine:
-    page_bytes = PagedCache.page_bytes(parts.model.config.decoder, page_size, torch.float32)
+    page_bytes = PagedCache.page_bytes(parts.model.config.decoder, page_size, "float32")
     engine = Engine(parts, EngineConfig(page_size=page_size, cache_bytes=(num_pages + 1) * page_bytes, **settings))
     assert engine.pool.num_pages == num_pages
     return engine
@@ -473,7 +473,7 @@ def test_an_answer_ends_where_the_cache_does() -> None:
 
 
 def test_a_cache_of_less_than_two_pages_is_refused() -> None:
-    page_bytes = PagedCache.page_bytes(QWEN.model.config.decoder, 16, torch.float32)
+    page_bytes = PagedCache.page_bytes(QWEN.model.config.decoder, 16, "float32")
     with pytest.raises(ConfigError, match=f"two pages of 16 tokens need {2 * page_bytes}"):
         Engine(QWEN, EngineConfig(cache_bytes=2 * page_bytes - 1))
 

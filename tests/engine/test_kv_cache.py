@@ -25,10 +25,10 @@ LAYERS = [
 
 
 def _cache(num_pages: int, page_size: int) -> PagedCache:
-    cache = PagedCache(CONFIG, num_pages, page_size, torch.float32, torch.device("cpu"))
+    cache = PagedCache(CONFIG, num_pages, page_size, "float32", torch.device("cpu"))
     # What former requests left.
-    cache.keys.fill_(float("nan"))
-    cache.values.fill_(float("nan"))
+    cache.keys.numbers.fill_(float("nan"))
+    cache.values.numbers.fill_(float("nan"))
     return cache
 
 
@@ -95,6 +95,6 @@ def test_invariant_results_have_the_same_bits_in_any_chunks_pages_and_company(na
 
 def test_the_memory_of_a_page_is_told_beforehand() -> None:
     for page_size in (1, 16):
-        told = PagedCache.page_bytes(CONFIG, page_size, torch.float32)
+        told = PagedCache.page_bytes(CONFIG, page_size, "float32")
         cache = _cache(3, page_size)
-        assert 3 * told == cache.keys.nbytes + cache.values.nbytes
+        assert 3 * told == cache.keys.num_bytes + cache.values.num_bytes

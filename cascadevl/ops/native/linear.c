@@ -4,7 +4,8 @@
 //     out = (((scale_1 · dot_1) + scale_2 · dot_2) + …) · row_scale + bias
 //     dot_g = Σ quant · activation - zero · Σ activation
 // in fp32, the dots in whole numbers. So a row's result depends neither on other rows nor on the instructions used,
-// and cascadevl/ops/quantize.py gives the same bits. FP8 weights are multiplied with activations as they are.
+// and cascadevl/ops/quantize.py gives the same bits. FP8 and fp32 weights are multiplied with activations as they are;
+// there too, a row's bits are the same in any company.
 //
 // A panel holds LANES outputs, one in each lane of a vector; four neighbouring inputs of one output fill a lane. A
 // row's four activations are sent to all lanes, and no sum ever crosses lanes. Eight products of a nibble and an
@@ -14,6 +15,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "pool.c"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #define WITH_VNNI
@@ -26,18 +29,18 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 
-enum { INT8, INT4, INT4_ZEROS, MXFP4, FP8 };
+enum { INT8, INT4, INT4_ZEROS, MXFP4, FP8, FP32 };
 
 enum { ROW_BLOCK = 96, INPUT_PADDING = 32, MAX_PANELS = 4 };
 
 typedef struct {
     int32_t kind, num_outputs, num_inputs, group;
     // int8, raised by 128: [panel][input / 4][lane][4]; nibbles, low ones first: [panel][input / 8][lane][4];
-    // fp8: [panel][input][lane].
+    // fp8: [panel][input][lane]; fp32: plain, [output][input].
     const uint8_t *quants;
     const void *scales;    // [panel][group][lane]: fp32 for int8 and fp8, fp16 for int4, an exponent byte for MXFP4
     const uint8_t *zeros;  // [panel][group][lane], for INT4_ZEROS
-    const float *bias;     // [panel][lane], or NULL
+    const float *bias;     // [panel][lane], or NULL; fp32 without padding
 } Weight;
 
 // For several rows at once, arithmetic takes long enough that the processor does not fetch ahead by itself.
@@ -472,6 +475,80 @@ INLINE void tile_fp8(const Weight *weight, int panel, const Rows *in, int row, f
             store(weight, panel + p, out + (size_t)(row + r) * weight->num_outputs, totals[p][r]);
 }
 
+// Plain weights, which lie as torch has them: sums run along the inputs, LANES at a time, then across the lanes.
+typedef float Plain __attribute__((vector_size(4 * LANES)));
+typedef int32_t Lanes __attribute__((vector_size(4 * LANES)));
+
+// Of two vectors' lanes, numbered on: the first's where the bit `h` of the lane's number is clear; and their partners.
+#define STRAIGHT(h, l) ((l) & (h) ? (l) + LANES : (l))
+#define CROSSED(h, l) (((l) ^ (h)) + ((l) & (h) ? LANES : 0))
+#define EIGHT(of, h, l) of(h, l), of(h, l + 1), of(h, l + 2), of(h, l + 3), of(h, l + 4), of(h, l + 5), of(h, l + 6), of(h, l + 7)
+#if defined(WITH_VNNI)
+#define ALL(of, h) {EIGHT(of, h, 0), EIGHT(of, h, 8)}
+#else
+#define ALL(of, h) {EIGHT(of, h, 0)}
+#endif
+
+#define FOLD(h)                                                                                        \
+    UNROLL for (int i = 0; i < h; i++)                                                                 \
+        x[i] = add((Floats)__builtin_shuffle((Plain)x[i], (Plain)x[i + h], (Lanes)ALL(STRAIGHT, h)),   \
+                   (Floats)__builtin_shuffle((Plain)x[i], (Plain)x[i + h], (Lanes)ALL(CROSSED, h)))
+
+// As many vectors as they have lanes become one: of each the sum, whose order is the same whichever vector it is.
+INLINE Floats across(Floats x[LANES]) {
+#if defined(WITH_VNNI)
+    FOLD(8);
+#endif
+    FOLD(4);
+    FOLD(2);
+    FOLD(1);
+    return x[0];
+}
+
+INLINE void tile_fp32(const Weight *weight, int output, const Rows *in, int row, float *out, int outputs, int rows) {
+    const int num_inputs = weight->num_inputs, whole = num_inputs / LANES * LANES;
+    const float *weights = (const float *)weight->quants + (size_t)output * num_inputs;
+    const float *activations = in->floats + (size_t)row * num_inputs;
+    Floats sums[LANES];
+    UNROLL for (int i = 0; i < LANES; i++) sums[i] = all_floats(0);
+    for (int k = 0; k < whole; k += LANES) {
+        Floats w[8];
+        UNROLL for (int o = 0; o < outputs; o++) w[o] = load_floats(weights + (size_t)o * num_inputs + k);
+        UNROLL for (int r = 0; r < rows; r++) {
+            Floats x = load_floats(activations + (size_t)r * num_inputs + k);
+            UNROLL for (int o = 0; o < outputs; o++) sums[o * rows + r] = mul_add(w[o], x, sums[o * rows + r]);
+        }
+    }
+    float lanes[LANES];
+    store_floats(lanes, across(sums));
+    for (int o = 0; o < outputs; o++)
+        for (int r = 0; r < rows; r++) {
+            float sum = lanes[o * rows + r];
+            for (int k = whole; k < num_inputs; k++)
+                sum += weights[(size_t)o * num_inputs + k] * activations[(size_t)r * num_inputs + k];
+            if (weight->bias) sum += weight->bias[output + o];
+            out[(size_t)(row + r) * weight->num_outputs + output + o] = sum;
+        }
+}
+
+// Some outputs of some rows. As many sums are under way as a vector has lanes; for a single row, eight.
+static void multiply_fp32(const Weight *weight, int output, int end, const Rows *in, int num_rows, float *out) {
+#define ROWS(rows, outputs)                                                                                    \
+    for (; row + rows <= num_rows; row += rows) {                                                              \
+        int o = output;                                                                                        \
+        for (; o + outputs <= end; o += outputs) tile_fp32(weight, o, in, row, out, outputs, rows);            \
+        for (; o < end; o++) tile_fp32(weight, o, in, row, out, 1, rows);                                      \
+    }
+    int row = 0;
+#if defined(WITH_VNNI)
+    ROWS(8, 2)
+#endif
+    ROWS(4, LANES / 4)
+    ROWS(2, LANES / 2)
+    ROWS(1, 8)
+#undef ROWS
+}
+
 // ---- All tiles. Few rows share several panels, so that enough independent sums are under way.
 
 typedef void Tile(const Weight *, int panel, const Rows *, int row, float *out);
@@ -509,28 +586,77 @@ static const struct { int panels; Tile *of_kind[5]; } TILES[MAX_ROWS + 1] = {
 // Outputs of a panel; weights are padded to a multiple of MAX_PANELS panels.
 int lanes(void) { return LANES; }
 
-// out [rows][outputs] and in [rows][inputs] are contiguous. Returns 0 where memory is short.
-int linear(float *out, const float *in, int64_t num_rows, const Weight *weight) {
-    int block = num_rows < ROW_BLOCK ? (int)num_rows : ROW_BLOCK, quantised = weight->kind != FP8;
+// All that a loop over rows, and one over outputs, need to know.
+typedef struct {
+    const Weight *weight;
+    Rows *in;
+    int num_rows;
+    float *out;
+} Product;
+
+enum { TOGETHER = MAX_PANELS * LANES };  // outputs of an item
+
+static int num_items(const Product *product) {
+    int blocks = (product->num_rows + ROW_BLOCK - 1) / ROW_BLOCK;
+    return blocks * ((product->weight->num_outputs + TOGETHER - 1) / TOGETHER);
+}
+
+static void quantise_item(void *context, int row, int thread) {
+    Product *product = context;
+    quantise_row(product->in, row, product->weight->num_inputs);
+}
+
+// Some outputs for a block of rows: the weights come from memory once for each block.
+static void multiply(void *context, int item, int thread) {
+    const Product *product = context;
+    const Weight *weight = product->weight;
+    int blocks = (product->num_rows + ROW_BLOCK - 1) / ROW_BLOCK;
+    int first = item % blocks * ROW_BLOCK, panel = item / blocks * MAX_PANELS;
+    int end = first + ROW_BLOCK < product->num_rows ? first + ROW_BLOCK : product->num_rows;
+    if (weight->kind == FP32) {
+        int output = panel * LANES, last = output + TOGETHER;
+        if (last > weight->num_outputs) last = weight->num_outputs;
+        Rows in = {.floats = product->in->floats + (size_t)first * weight->num_inputs};
+        multiply_fp32(weight, output, last, &in, end - first, product->out + (size_t)first * weight->num_outputs);
+        return;
+    }
+    for (int row = first; row < end; row += MAX_ROWS) {
+        int together = end - row < MAX_ROWS ? end - row : MAX_ROWS, step = TILES[together].panels;
+        for (int p = panel; p < panel + MAX_PANELS; p += step)
+            TILES[together].of_kind[weight->kind](weight, p, product->in, row, product->out);
+    }
+}
+
+static Rows rows_for(const Weight *weight) {
     Rows rows = {.num_inputs = (weight->num_inputs + INPUT_PADDING - 1) / INPUT_PADDING * INPUT_PADDING};
     rows.group = weight->group ? weight->group : rows.num_inputs;
     rows.num_groups = rows.num_inputs / rows.group;
-    int ready = !quantised || !block || get_memory(&rows, block, weight->kind);
-    for (int64_t start = 0; ready && start < num_rows; start += block) {
-        int here = num_rows - start < block ? (int)(num_rows - start) : block;
+    return rows;
+}
+
+static void free_rows(Rows *rows) {
+    free(rows->quants);
+    free(rows->wide);
+    free(rows->sums);
+    free(rows->scales);
+}
+
+static int is_quantised(const Weight *weight) { return weight->kind != FP8 && weight->kind != FP32; }
+
+// out [rows][outputs] and in [rows][inputs] are contiguous. Returns 0 where memory is short.
+int linear(float *out, const float *in, int64_t num_rows, const Weight *weight) {
+    enum { MOST_ROWS = 64 * ROW_BLOCK };
+    int most = num_rows < MOST_ROWS ? (int)num_rows : MOST_ROWS, quantised = is_quantised(weight);
+    Rows rows = rows_for(weight);
+    int ready = !quantised || !most || get_memory(&rows, most, weight->kind), helped = begin();
+    for (int64_t start = 0; ready && start < num_rows; start += most) {
+        int here = num_rows - start < most ? (int)(num_rows - start) : most;
         rows.floats = in + start * weight->num_inputs;
-        for (int row = 0; quantised && row < here; row++) quantise_row(&rows, row, weight->num_inputs);
-        // Panels come from memory once for each block of rows; two or four at a time, for the same tiles.
-        for (int panel = 0; panel * LANES < weight->num_outputs; panel += MAX_PANELS)
-            for (int row = 0; row < here; row += MAX_ROWS) {
-                int together = here - row < MAX_ROWS ? here - row : MAX_ROWS, step = TILES[together].panels;
-                for (int p = panel; p < panel + MAX_PANELS; p += step)
-                    TILES[together].of_kind[weight->kind](weight, p, &rows, row, out + start * weight->num_outputs);
-            }
+        Product product = {weight, &rows, here, out + start * weight->num_outputs};
+        if (quantised) each(helped && here > 8, here, quantise_item, &product);
+        each(helped, num_items(&product), multiply, &product);
     }
-    free(rows.quants);
-    free(rows.wide);
-    free(rows.sums);
-    free(rows.scales);
+    end(helped);
+    free_rows(&rows);
     return ready;
 }

@@ -1,20 +1,15 @@
 """Weights of few bits in the order in which linear.c reads them, and its one function."""
 
 import ctypes
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cascadevl.core import native
 from cascadevl.core.errors import CheckpointError
 from cascadevl.ops.formats import Format, Quantized, join_nibbles, split_nibbles
-
-SOURCE = Path(__file__).with_suffix(".c")
+from cascadevl.ops.native.library import Library, library, pointer
 
 KINDS = {("int8", False): 0, ("int4", False): 1, ("int4", True): 2, ("mxfp4", False): 3, ("fp8", False): 4}
 
@@ -28,20 +23,16 @@ MAX_INPUTS = 65_536
 """The sums of longer rows might not fit 32 bits."""
 
 
-class _Weight(ctypes.Structure):
+__all__ = ["Library", "Packed", "Weight", "library", "linear", "pack", "unpack"]
+
+
+class Weight(ctypes.Structure):
+    """A weight for C."""
+
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("kind", "num_outputs", "num_inputs", "group")),
         *((name, ctypes.c_void_p) for name in ("quants", "scales", "zeros", "bias")),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Library:
-    """linear.c for one set of instructions."""
-
-    function: Callable[..., int]
-    lanes: int
-    """Outputs of a panel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +47,7 @@ class Packed:
     scales: Tensor
     zeros: Tensor | None
     bias: Tensor | None
-    weight: _Weight = field(repr=False)
-
-
-@functools.cache
-def library(flags: tuple[str, ...] = ()) -> Library | None:
-    """None where nothing can be compiled. Flags such as -mno-avx512f choose another machine, for tests."""
-    loaded = native.load(SOURCE, flags)
-    if loaded is None:
-        return None
-    loaded.linear.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(_Weight)]
-    return Library(loaded.linear, loaded.lanes())
+    weight: Weight = field(repr=False)
 
 
 def pack(quantized: Quantized, bias_F: Tensor | None, library: Library) -> Packed:
@@ -91,8 +72,8 @@ def pack(quantized: Quantized, bias_F: Tensor | None, library: Library) -> Packe
     zeros = None if quantized.zeros is None else _panels(quantized.zeros, lanes, 1)
     bias = None if bias_F is None else F.pad(bias_F.detach().float(), (0, -outputs % (PANELS * lanes)))
     group = format.group or (width if format.kind == "fp8" else 0)
-    pointers = [None if tensor is None else tensor.data_ptr() for tensor in (quants, scales, zeros, bias)]
-    weight = _Weight(KINDS[format.kind, format.zeros], outputs, width, group, *pointers)
+    pointers = map(pointer, (quants, scales, zeros, bias))
+    weight = Weight(KINDS[format.kind, format.zeros], outputs, width, group, *pointers)
     return Packed(library, format, (outputs, width), quants, scales, zeros, bias, weight)
 
 
@@ -116,14 +97,14 @@ def unpack(packed: Packed) -> Quantized:
 
 
 def linear(x: Tensor, packed: Packed) -> Tensor:
-    """(…, D) -> (…, F) in x's dtype, computed as `quantize.linear_dynamic` does, on one thread."""
+    """(…, D) -> (…, F) in x's dtype, computed as `quantize.linear_dynamic` does."""
     outputs, width = packed.shape
     assert x.shape[-1] == width and x.device.type == "cpu", (x.shape, packed.shape, x.device)
     # Asked first, as at one row and 576 inputs each call of torch costs a tenth of the work.
     rows = x if x.dtype == torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
     num_rows = x.numel() // width
     out = torch.empty(*x.shape[:-1], outputs)
-    if not packed.library.function(out.data_ptr(), rows.data_ptr(), num_rows, packed.weight):
+    if not packed.library.c.linear(out.data_ptr(), rows.data_ptr(), num_rows, ctypes.byref(packed.weight)):
         raise MemoryError(f"No memory to quantise {num_rows} rows of {width} activations.")
     return out if x.dtype == torch.float32 else out.to(x.dtype)
 

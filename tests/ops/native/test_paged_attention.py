@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cascadevl.ops.attention import Layer, scores_to_output
-from cascadevl.ops.native.paged_attention import _kernel, paged_attention, serves
+from cascadevl.ops.kv_formats import Kept, KVFormat
+from cascadevl.ops.native.library import library
+from cascadevl.ops.native.paged_attention import Places, paged_attention, serves, store_pages
 
-pytestmark = pytest.mark.skipif(_kernel() is None, reason="no C compiler here, or it is switched off")
+pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler here, or it is switched off")
 
 
 class Case:
@@ -44,9 +46,10 @@ class Case:
         self.q_TNH = torch.randn(len(places), num_kv_heads * group, head_size, generator=generator)
 
     def run(self, layer: Layer, which: Tensor) -> Tensor:
-        places = self.tables_RP, self.request_T[which], self.position_T[which]
+        places = Places(self.tables_RP, self.request_T[which], self.position_T[which], self.keys_PKSH.shape[2])
+        kept = (Kept("float32", x, None) for x in (self.keys_PKSH, self.values_PKSH))
         with torch.inference_mode():
-            return paged_attention(layer, self.q_TNH[which], self.keys_PKSH, self.values_PKSH, *places)
+            return paged_attention(layer, self.q_TNH[which], *kept, places)
 
     def expected(self, layer: Layer) -> Tensor:
         rows = []
@@ -131,13 +134,64 @@ def test_nan_of_one_request_stays_there() -> None:
 
 
 def test_it_serves_only_what_it_can() -> None:
-    good = torch.zeros(1, 2, 8)
+    good, cpu = torch.zeros(1, 2, 8), torch.device("cpu")
+    kept = Kept.empty("float32", (1, 2, 16, 8), cpu)
     with torch.inference_mode():
-        assert serves(good, good)
-        assert not serves(good.double(), good)
-        assert not serves(good, good.half())
-        assert not serves(torch.zeros(1, 2, 12), torch.zeros(1, 2, 12))
-    assert not serves(good, good), "nobody could learn through it"
+        assert serves(good, kept)
+        assert not serves(good.double(), kept)
+        assert not serves(good, Kept.empty("float16", (1, 2, 16, 8), cpu))
+        assert not serves(torch.zeros(1, 2, 12), Kept.empty("float32", (1, 2, 16, 12), cpu))
+    assert not serves(good, kept), "nobody could learn through it"
+
+
+FEW_BITS: tuple[KVFormat, ...] = ("bfloat16", "fp8", "int8", "int4")
+
+
+@pytest.mark.parametrize("format", FEW_BITS)
+def test_what_is_kept_has_the_bits_of_the_oracle(format: KVFormat) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_TKH = torch.randn(40, 2, 48, generator=generator) * torch.logspace(-6, 3, 40)[:, None, None]
+    x_TKH[3, 0] = 0
+    x_TKH[4, 1] = 2.5
+    tables_RP = torch.randperm(6, generator=generator).int().view(1, -1)
+    places = Places(tables_RP, torch.zeros(40, dtype=torch.int32), torch.arange(40, dtype=torch.int32), 7)
+    ours, oracle = (Kept.empty(format, (6, 2, 7, 48), torch.device("cpu")) for _ in range(2))
+    for kept in (ours, oracle):
+        kept.numbers.view(torch.uint8).zero_()
+        if kept.ranges is not None:
+            kept.ranges.zero_()
+    store_pages(x_TKH, ours, places)
+    at = torch.arange(40)
+    oracle.put((tables_RP[0, at // 7].long(), slice(None), at % 7), x_TKH)
+    assert torch.equal(ours.numbers.view(torch.uint8), oracle.numbers.view(torch.uint8))
+    if ours.ranges is not None:
+        assert oracle.ranges is not None
+        assert torch.equal(ours.ranges, oracle.ranges)
+
+
+@pytest.mark.parametrize("format", FEW_BITS)
+@settings(max_examples=10, deadline=None)
+@given(CASES)
+def test_few_bits_are_attended_as_the_numbers_they_stand_for(format: KVFormat, case: Case) -> None:
+    if case.q_TNH.shape[-1] % 16:
+        return
+    kept = [Kept.of(x.nan_to_num(0.0), format) for x in (case.keys_PKSH, case.values_PKSH)]
+    places = Places(case.tables_RP, case.request_T, case.position_T, case.keys_PKSH.shape[2])
+    case.keys_PKSH, case.values_PKSH = (x.floats().float() for x in kept)
+    for layer in case.layers:
+        expected = case.run(layer, torch.arange(len(case.q_TNH)))
+        with torch.inference_mode():
+            got = paged_attention(layer, case.q_TNH, *kept, places)
+        torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_a_vector_that_holds_no_number_is_lost_and_no_other(format: KVFormat) -> None:
+    x = torch.randn(3, 1, 16)
+    x[1, 0, 5] = float("inf")
+    floats = Kept.of(x, format).floats()
+    assert floats[1].isnan().all()
+    assert floats[[0, 2]].isfinite().all()
 
 
 def test_switched_off_the_slower_way_gives_the_same() -> None:
@@ -147,11 +201,11 @@ import torch
 from cascadevl.checkpoints.tiny import tiny_parts
 from cascadevl.core.generation import Sampling
 from cascadevl.engine.engine import Engine
-from cascadevl.ops.native.paged_attention import _kernel
+from cascadevl.ops.native.library import library
 engine = Engine(tiny_parts("gpt_oss", std=0.3))
 asked = [f"question {n}" for n in range(4)]
 answers = engine.generate(asked, Sampling(max_new_tokens=20, logprobs=0, loop_guard=False))
-print(_kernel() is None, [a.token_ids for a in answers], [[round(p.logprob, 3) for p in a.logprobs] for a in answers])
+print(library() is None, [a.token_ids for a in answers], [[round(p.logprob, 3) for p in a.logprobs] for a in answers])
 """
     said = []
     for native in ("1", "0"):

@@ -1,0 +1,55 @@
+"""The C kernels of the decoder as one library: decoder.c and what it includes."""
+
+import ctypes
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cascadevl.core import native
+
+SOURCE = Path(__file__).with_name("decoder.c")
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """decoder.c for one set of instructions."""
+
+    c: ctypes.CDLL
+    lanes: int
+    """Numbers of a vector, and outputs of a panel."""
+
+
+@functools.cache
+def library(flags: tuple[str, ...] = ()) -> Library | None:
+    """None where nothing can be compiled. Flags such as -mno-avx512f choose another machine, for tests.
+
+    It computes on as many threads as torch has at this moment; see `set_threads`.
+    """
+    loaded = native.load(SOURCE, flags)
+    if loaded is None:
+        return None
+    floats = ctypes.c_void_p
+    loaded.linear.argtypes = [floats, floats, ctypes.c_int64, ctypes.c_void_p]
+    loaded.paged_attention.argtypes = [floats, floats, *[ctypes.c_void_p] * 4]
+    loaded.store_pages.argtypes = [ctypes.c_void_p, ctypes.c_void_p, floats, ctypes.c_int, ctypes.c_int]
+    loaded.store_pages.restype = None
+    loaded.decode.argtypes = [ctypes.c_void_p, ctypes.c_void_p, floats, floats, floats]
+    loaded.set_threads(torch.get_num_threads())
+    return Library(loaded, loaded.lanes())
+
+
+def set_threads(num: int) -> None:
+    """Compute with so many from now on. Helpers that cost more than they bring are left out for a while by themselves:
+    a second core may be busy with something else."""
+    loaded = library()
+    if loaded is not None:
+        loaded.c.set_threads(min(num, os.cpu_count() or 1))
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """For C; the tensor must outlive the call."""
+    return None if tensor is None else tensor.data_ptr()
