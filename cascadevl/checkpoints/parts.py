@@ -24,5 +24,7 @@ class Parts:
     """generation_config.json as it was."""
     card: str | None = None
     """README.md as it was."""
+    kv_cache: str = "auto"
+    """The number format of keys and values that the folder asks for; "auto" asks for none."""
     notes: tuple[str, ...] = ()
     """What was decided while loading and is worth saying, such as the type computed in."""

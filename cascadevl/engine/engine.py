@@ -30,6 +30,7 @@ from cascadevl.engine.sampler import Sampler
 from cascadevl.engine.scheduler import Chunk, Scheduler
 from cascadevl.engine.simple import Answer, banned_ids
 from cascadevl.engine.vision import TileCache, encode, tile_keys
+from cascadevl.models.linear import adapted, adapter_names, using
 from cascadevl.preprocessing.processor import ModelInputs
 
 Messages = Conversation | Sequence[Mapping[str, Any]] | str
@@ -48,6 +49,7 @@ class Ticket:
     """(T,): those of `inputs`, or fewer where a Flash model compressed tiles."""
     room: int
     """Tokens that the answer may have at most."""
+    adapters: tuple[str, ...]
     started_s: float
     preprocess_s: float
     generation: Generation | None = None
@@ -76,7 +78,7 @@ class Engine:
         self.config = config = config or EngineConfig()
         model = self.model = self.parts.model
         decoder = model.config.decoder
-        kv_format = kept_as(config.kv_format, model.dtype)
+        kv_format = kept_as(config.kv_format if config.kv_format != "auto" else self.parts.kv_cache, model.dtype)
         page_bytes = PagedCache.page_bytes(decoder, config.page_size, kv_format)
         num_pages = config.cache_bytes // page_bytes - 1
         if num_pages < 1:
@@ -106,12 +108,16 @@ class Engine:
         max_tiles: int | None = None,
         priority: int = 0,
         client: str = "",
+        adapters: Sequence[str] | None = None,
     ) -> Ticket:
-        """`messages` may have been processed already, by another thread perhaps.
+        """`messages` may have been processed already, by another thread perhaps. `adapters` names those attached to
+        the model that this request wants; None: those in use, as with a Bundle.
 
         Raises MessageError, MediaError or ConfigError for a request that can never be answered.
         """
-        return self.submit_several(messages, sampling, 1, max_tiles=max_tiles, priority=priority, client=client)[0]
+        return self.submit_several(
+            messages, sampling, 1, max_tiles=max_tiles, priority=priority, client=client, adapters=adapters
+        )[0]
 
     def submit_several(
         self,
@@ -122,6 +128,7 @@ class Engine:
         max_tiles: int | None = None,
         priority: int = 0,
         client: str = "",
+        adapters: Sequence[str] | None = None,
     ) -> list[Ticket]:
         """`num` answers to one prompt, which is read once; answer i of a seeded request has the seed plus i."""
         if num < 1:
@@ -140,7 +147,7 @@ class Engine:
             own = sampling
             if sampling.seed is not None:
                 own = dataclasses.replace(sampling, seed=sampling.seed + number)
-            ticket = self._ticket(inputs, own, started, preprocess_s, priority, client)
+            ticket = self._ticket(inputs, own, started, preprocess_s, priority, client, adapters)
             ticket.request.after = tickets[0].request if tickets and self.config.prefix_cache else None
             ticket.answer = Answer(self.parts, own)
             tickets.append(ticket)
@@ -155,7 +162,7 @@ class Engine:
         said = inputs.trained.nonzero().flatten()
         if not len(said) or int(said[0]) == 0:
             raise MessageError("There is nothing to score: expected a conversation with an answer of the assistant.")
-        ticket = self._ticket(inputs, Sampling(logprobs=0), started, time.perf_counter() - started, 0, "")
+        ticket = self._ticket(inputs, Sampling(logprobs=0), started, time.perf_counter() - started)
         ticket.request.max_cached = int(said[0]) - 1 if self.config.prefix_cache else 0
         ticket.scored = []
         self._enqueue(ticket)
@@ -281,6 +288,12 @@ class Engine:
                 continue
             budget -= num
             wanted.append((ticket, tile_keys(ticket.inputs)))
+        for names in dict.fromkeys(ticket.adapters for ticket, _ in wanted):
+            with using(self.model, *names):
+                self._encode_alike([(ticket, keys) for ticket, keys in wanted if ticket.adapters == names])
+
+    def _encode_alike(self, wanted: list[tuple[Ticket, list[bytes]]]) -> None:
+        """Of requests with the same adapters, which are in use."""
         flash = self.model.config.flash
         routes = flash is not None and flash.enabled
         plain = []
@@ -291,7 +304,10 @@ class Engine:
                 self._ready(ticket, ids_T.cpu(), visual_TD, [b"".join(keys)])
             else:
                 plain.append((ticket, keys))
-        tiles = [pair for ticket, keys in plain for pair in zip(keys, ticket.inputs.tiles, strict=True)]
+        changed = b"".join(name.encode() for name in plain[0][0].adapters) if plain else b""
+        tiles = [
+            (changed + key, tile) for ticket, keys in plain for key, tile in zip(keys, ticket.inputs.tiles, strict=True)
+        ]
         at_once = 1 if self.config.batch_invariant else self.config.max_step_tiles
         tokens = iter(encode(self.model, self.tiles, tiles, at_once))
         for ticket, keys in plain:
@@ -326,7 +342,7 @@ class Engine:
             assert ticket.visual_before_T is not None
             before, after = (int(ticket.visual_before_T[min(at, request.num_prompt)]) for at in (start, end))
             visual_TD = ticket.visual_TD[before:after] if after > before else None
-        return Piece(token_ids_T, visual_TD, start, request.num_prompt, tuple(request.pages))
+        return Piece(token_ids_T, visual_TD, start, request.num_prompt, tuple(request.pages), ticket.adapters)
 
     def _say(self, tickets: list[Ticket], logits_TV: Tensor) -> None:
         """Choose a token for each; one whose logits are no numbers fails alone."""
@@ -378,8 +394,16 @@ class Engine:
     # Beginning and end of a request
 
     def _ticket(
-        self, inputs: ModelInputs, sampling: Sampling, started: float, preprocess_s: float, priority: int, client: str
+        self,
+        inputs: ModelInputs,
+        sampling: Sampling,
+        started: float,
+        preprocess_s: float,
+        priority: int = 0,
+        client: str = "",
+        adapters: Sequence[str] | None = None,
     ) -> Ticket:
+        wanted = self._adapters(adapters)
         num_prompt, rope = len(inputs.token_ids), self.model.config.decoder.rope
         if num_prompt >= self._capacity:
             raise MessageError(
@@ -391,10 +415,22 @@ class Engine:
             max_new_tokens=sampling.max_new_tokens,
             priority=priority,
             client=client,
-            start=self._start(num_prompt),
+            start=self._start(num_prompt) + "".join(f"\0{name}" for name in wanted).encode(),
             max_cached=None if self.config.prefix_cache else 0,
         )
-        return Ticket(request, inputs, sampling, inputs.token_ids, self._capacity - num_prompt, started, preprocess_s)
+        return Ticket(
+            request, inputs, sampling, inputs.token_ids, self._capacity - num_prompt, wanted, started, preprocess_s
+        )
+
+    def _adapters(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
+        if wanted is None:
+            in_use = (name for linear in adapted(self.model).values() for name in linear.in_use)
+            return tuple(dict.fromkeys(in_use))
+        unknown = set(wanted) - set(adapter_names(self.model))
+        if unknown:
+            known = ", ".join(adapter_names(self.model)) or "none"
+            raise ConfigError(f"The model has no adapter {min(unknown)!r}; attached: {known}.")
+        return tuple(dict.fromkeys(wanted))
 
     def _start(self, num_prompt: int) -> bytes:
         """Keys that are turned by the length of their prompt fit prompts of that length alone."""

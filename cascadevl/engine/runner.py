@@ -10,6 +10,7 @@ from torch import Tensor
 from cascadevl.engine.fused import FusedDecoder
 from cascadevl.engine.kv_cache import PagedAttend, PagedCache, Segment, places_of
 from cascadevl.models.internvl import InternVL
+from cascadevl.models.linear import by_row
 from cascadevl.ops.rope import rope_table
 
 ROWS = 16
@@ -31,6 +32,8 @@ class Piece:
     length: int
     """Of the prompt: rope scaling that depends on a length goes by it, then grows with the answer."""
     pages: tuple[int, ...]
+    adapters: tuple[str, ...] = ()
+    """Names of those that change its rows."""
 
 
 class Runner:
@@ -45,28 +48,38 @@ class Runner:
 
     def __call__(self, pieces: Sequence[Piece]) -> Tensor:
         """hidden_TD of all tokens, end to end; their keys and values are then in the pages."""
+        if len({bool(piece.adapters) for piece in pieces}) == 1:
+            return self._alike(pieces)
+        # Those without adapters go by themselves: theirs is the faster way.
+        plain, changed = (
+            iter(self._alike(part).split([len(piece.token_ids_T) for piece in part]))
+            for part in ([p for p in pieces if not p.adapters], [p for p in pieces if p.adapters])
+        )
+        return torch.cat([next(changed if piece.adapters else plain) for piece in pieces])
+
+    def _alike(self, pieces: Sequence[Piece]) -> Tensor:
+        """All with adapters, or all without."""
         device, decoder = self.model.device, self.model.language_model
         token_ids_T = torch.cat([piece.token_ids_T for piece in pieces]).to(device)
         visual = [piece.visual_TD for piece in pieces if piece.visual_TD is not None]
         embed_TD = decoder.embed(token_ids_T)
         if visual:
             embed_TD = self.model.splice(embed_TD, token_ids_T, torch.cat(visual).to(device))
-        segments, lengths, first = [], [], 0
+        segments, lengths, names_T, first = [], [], [], 0
         for piece in pieces:
             num = len(piece.token_ids_T)
             segments.append(Segment(first, piece.start, num, piece.pages))
             lengths.append(torch.arange(piece.start + 1, piece.start + num + 1).clamp_min(piece.length))
+            names_T += [piece.adapters] * num
             first += num
         lengths_T = torch.cat(lengths).to(device)
-        if self.fused is not None and (self.invariant or len(embed_TD) <= FEW_TOKENS):
-            # Where results must not depend on company, long prompts too: each row is computed by itself there.
-            groups = [(slice(first, first + FEW_TOKENS)) for first in range(0, len(embed_TD), FEW_TOKENS)]
-            places = places_of(segments, self.cache.page_size)
-            tables_TH = rope_table(places.position_T.float(), decoder.config.rope, decoder.config.head_size, lengths_T)
-            return torch.cat([self.fused(embed_TD[g], *(x[g] for x in tables_TH), places.part(g)) for g in groups])
+        plain = not names_T[0]
+        if plain and self.fused is not None and (self.invariant or len(embed_TD) <= FEW_TOKENS):
+            return self._fused(self.fused, embed_TD, segments, lengths_T)
         if not self.invariant:
-            return self._hidden(embed_TD, segments, lengths_T)
-        return torch.cat([self._padded(embed_TD, group, lengths_T) for group in _groups(segments, self.rows)])
+            return self._hidden(embed_TD, segments, lengths_T, names_T)
+        groups = _groups(segments, self.rows)
+        return torch.cat([self._padded(embed_TD, group, lengths_T, names_T) for group in groups])
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Raw scores (T, V) in fp32."""
@@ -76,12 +89,27 @@ class Runner:
         padded_TD = F.pad(hidden_TD, (0, 0, 0, -len(hidden_TD) % ROWS))
         return torch.cat([head(rows_TD) for rows_TD in padded_TD.split(ROWS)])[: len(hidden_TD)]
 
-    def _hidden(self, embed_TD: Tensor, segments: Sequence[Segment], lengths_T: Tensor) -> Tensor:
+    def _fused(self, fused: FusedDecoder, embed_TD: Tensor, segments: Sequence[Segment], lengths_T: Tensor) -> Tensor:
+        """Some tokens at a time; each row is computed by itself, so that it does not matter which."""
+        decoder = self.model.config.decoder
+        places = places_of(segments, self.cache.page_size)
+        tables_TH = rope_table(places.position_T.float(), decoder.rope, decoder.head_size, lengths_T)
+        if len(embed_TD) <= FEW_TOKENS:
+            return fused(embed_TD, *tables_TH, places)
+        parts = [slice(first, first + FEW_TOKENS) for first in range(0, len(embed_TD), FEW_TOKENS)]
+        return torch.cat([fused(embed_TD[part], *(x[part] for x in tables_TH), places.part(part)) for part in parts])
+
+    def _hidden(
+        self, embed_TD: Tensor, segments: Sequence[Segment], lengths_T: Tensor, names_T: Sequence[tuple[str, ...]]
+    ) -> Tensor:
         positions_T = torch.cat([torch.arange(s.start, s.start + s.num, dtype=torch.float32) for s in segments])
         attend = PagedAttend(self.cache, segments, invariant=self.invariant)
-        return self.model.language_model(embed_TD, positions_T.to(embed_TD.device), attend, lengths_T)
+        with by_row(self.model.language_model, names_T):
+            return self.model.language_model(embed_TD, positions_T.to(embed_TD.device), attend, lengths_T)
 
-    def _padded(self, embed_TD: Tensor, group: list[Segment], lengths_T: Tensor) -> Tensor:
+    def _padded(
+        self, embed_TD: Tensor, group: list[Segment], lengths_T: Tensor, names_T: Sequence[tuple[str, ...]]
+    ) -> Tensor:
         """Hidden states of one group; tokens of nobody, in a page of nobody, fill it up."""
         first, num = group[0].first, sum(segment.num for segment in group)
         rows = slice(first, first + num)
@@ -90,7 +118,8 @@ class Runner:
         if spare:
             segments.append(Segment(num, 0, spare, (self.scratch_page,) * -(-spare // self.cache.page_size)))
         padded_TD = F.pad(embed_TD[rows], (0, 0, 0, spare))
-        return self._hidden(padded_TD, segments, F.pad(lengths_T[rows], (0, spare), value=1))[:num]
+        lengths_T, names = F.pad(lengths_T[rows], (0, spare), value=1), [*names_T[rows], *[()] * spare]
+        return self._hidden(padded_TD, segments, lengths_T, names)[:num]
 
 
 def _groups(segments: Sequence[Segment], rows: int) -> list[list[Segment]]:

@@ -3,6 +3,10 @@
 Legend: F outputs, D inputs, R rank.
 """
 
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,19 +73,30 @@ class AdaptedLinear(nn.Linear):
         self.weight, self.bias, self.training = linear.weight, linear.bias, linear.training
         self.adapters = nn.ModuleDict()
         self.in_use: tuple[str, ...] = ()
+        self.rows: dict[str, Tensor] | None = None
+        """Instead of those in use: of which rows each takes part. See `by_row`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.in_use:
+        names = self.in_use if self.rows is None else self.rows
+        if not names:
             return super().forward(input)
         unbiased = F.linear(input, self.weight)
         out = unbiased.clone() if self.bias is None else unbiased + self.bias
-        for change in self.changes_in_use():
-            change.of(out).add_(change(input, unbiased))
+        for name in names:
+            for change in self.changes(name):
+                added = change(input, unbiased)
+                if self.rows is None:
+                    change.of(out).add_(added)
+                else:  # of all rows, though few may be wanted: how many products have must not depend on company
+                    change.of(out).index_add_(0, self.rows[name], added[self.rows[name]])
         return out
 
+    def changes(self, name: str) -> list[LowRank]:
+        """What one adapter changes here."""
+        return [change for change in self.adapters[name].children() if isinstance(change, LowRank)]
+
     def changes_in_use(self) -> list[LowRank]:
-        found = [change for name in self.in_use for change in self.adapters[name].children()]
-        return [change for change in found if isinstance(change, LowRank)]
+        return [change for name in self.in_use for change in self.changes(name)]
 
     def plain(self) -> nn.Linear:
         """The linear as it was, with the same weight."""
@@ -109,6 +124,37 @@ def use(model: nn.Module, *names: str) -> None:
         raise ConfigError(f"The model has no adapter {min(unknown)!r}; attached: {known}.")
     for linear in adapted(model).values():
         linear.in_use = tuple(name for name in dict.fromkeys(names) if name in linear.adapters)
+
+
+@contextmanager
+def by_row(model: nn.Module, names_T: Sequence[tuple[str, ...]]) -> Iterator[None]:
+    """Inside, the linears below `model` change row t of their inputs (T, D) by the adapters `names_T[t]` alone."""
+    linears = adapted(model).values()
+    rows = {
+        name: torch.tensor([t for t, names in enumerate(names_T) if name in names])
+        for name in dict.fromkeys(itertools.chain(*names_T))
+    }
+    try:
+        for linear in linears:
+            linear.rows = {
+                name: places.to(linear.weight.device) for name, places in rows.items() if name in linear.adapters
+            }
+        yield
+    finally:
+        for linear in linears:
+            linear.rows = None
+
+
+@contextmanager
+def using(model: nn.Module, *names: str) -> Iterator[None]:
+    """`use`, and afterwards again what was in use before."""
+    before = {linear: linear.in_use for linear in adapted(model).values()}
+    try:
+        use(model, *names)
+        yield
+    finally:
+        for linear, names_before in before.items():
+            linear.in_use = names_before
 
 
 def detach(model: nn.Module, name: str) -> None:

@@ -107,9 +107,11 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *to_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # type: ignore[override]
+        ctx: Any, to_total: Tensor, *_: Tensor
+    ) -> tuple[Tensor | None, ...]:
         assert ctx.gradients is not None, "gradients are given out once: they are not kept for a second pass"
-        to_total, (to_hidden_TD, to_weight_VD) = to_outputs[0], ctx.gradients
+        to_hidden_TD, to_weight_VD = ctx.gradients
         ctx.gradients = None  # so that they become .grad without a copy
         for gradient in (to_hidden_TD, to_weight_VD):
             if gradient is not None:

@@ -1,4 +1,4 @@
-"""The decoder in C is the decoder in torch, and a row's bits are the same in any company and on any number of threads."""
+"""The decoder in C is the decoder in torch; a row's bits are the same in any company and on any number of threads."""
 
 import pytest
 import torch

@@ -4,16 +4,13 @@ A mix counts only if in it a request was pre-empted, one was aborted, and one fo
 few, so that their answers are computed once by `engine/simple.py`, and prepared once, so that mixes are quick.
 """
 
-import dataclasses
 import os
 import random
 from collections import Counter
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from cascadevl.checkpoints.parts import Parts
