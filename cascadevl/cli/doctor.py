@@ -24,6 +24,7 @@ EXTRAS = {
     "sentencepiece": "models whose tokenizer is a tokenizer.model: InternLM2, Yi, Phi-3 (InternVL 1.5 to 3)",
     "constraints": "answers bound to a JSON schema, a regular expression or a list of choices",
     "serve": "`cascadevl serve`: an OpenAI-compatible server",
+    "data": "reading parquet files",
     "ocr": "comparing readings of a page (`cascadevl app ocr`); the readers themselves are named by its errors",
     "dev": "running the tests and `make check`",
 }

@@ -21,9 +21,10 @@ VERBS = {
         "cascadevl.cli.convert",
         "Rewrite a checkpoint in another official layout, and prove it equal.",
     ),
-    "data": ("cascadevl.cli.data", "See what a picture and a question become: show one, diff two models."),
+    "data": ("cascadevl.cli.data", "Look at data before training: check, show, stats; diff two models; schema of a format."),
     "doctor": ("cascadevl.cli.doctor", "What this machine has, what is missing, and what that would unlock."),
     "estimate": ("cascadevl.cli.estimate", "What a question will take before it is asked: memory, products, seconds."),
+    "quantize": ("cascadevl.cli.quantize", "Round a model's weights to few bits; a card says what it cost."),
     "serve": ("cascadevl.cli.serve", "Serve a model over HTTP to whatever speaks OpenAI's API."),
     "train": ("cascadevl.cli.train", "Run a training recipe."),
 }

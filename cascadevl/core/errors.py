@@ -4,6 +4,7 @@ CascadeError
 ├── UserError                 the caller's mistake; the command line exits with 2
 │   ├── MessageError          (ValueError) roles, parts, placeholders, empty questions
 │   ├── MediaError            (ValueError) a picture or video that cannot be used
+│   ├── DataError             (ValueError) a row of somebody's data that cannot be learned from
 │   ├── ConfigError           (ValueError) settings that contradict each other or do not exist
 │   ├── SpecMismatch          (ValueError) two preprocessing specs meet and differ
 │   ├── CheckpointError       (ValueError) a folder whose contents do not fit
@@ -27,6 +28,23 @@ class MessageError(UserError, ValueError):
 
 class MediaError(UserError, ValueError):
     """A picture or video that cannot be opened, or is larger than allowed."""
+
+
+class DataError(UserError, ValueError):
+    """A row of somebody's data that cannot be learned from."""
+
+    def __init__(self, where: str, problem: str, fix: str, kind: str = "other") -> None:
+        # All four are arguments of the exception, so that it can be pickled by a worker.
+        super().__init__(where, problem, fix, kind)
+        self.where = where
+        """The row, such as `receipts.jsonl:17`, or the file."""
+        self.problem = problem
+        self.fix = fix
+        self.kind = kind
+        """A few words that are the same for all rows with this problem."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem} {self.fix}"
 
 
 class ConfigError(UserError, ValueError):

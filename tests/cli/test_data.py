@@ -6,7 +6,8 @@ import torch
 
 from cascadevl.checkpoints.load import load_processor
 from cascadevl.checkpoints.tiny import tiny_parts
-from cascadevl.cli.data import collapse, pixel_delta, side_by_side
+from cascadevl.cli.data_diff import pixel_delta, side_by_side
+from cascadevl.cli.view import collapse
 from cascadevl.core.messages import Conversation
 from cascadevl.preprocessing.image import open_image
 from cascadevl.preprocessing.spec_file import read_spec
@@ -22,17 +23,6 @@ def variant(folder: Path, target: Path, **changes) -> Path:
     assert spec
     dataclasses.replace(spec, **changes).save(target)
     return target
-
-
-def test_show_prints_the_prompt_with_counted_placeholders(command, tiny, picture):
-    ran = command("data", "show", tiny(), picture, "What is it?")
-    assert ran.code == 0, ran.err
-    spec = read_spec(tiny())
-    assert spec
-    assert f"<img><IMG_CONTEXT>×{3 * spec.visual_tokens_per_tile}</img>" in ran.out
-    assert "What is it?" in ran.out
-    assert "grid 2×1" in ran.out
-    assert spec.hash in ran.out
 
 
 def test_diff_of_a_model_and_itself_is_the_same(command, tiny, picture):
@@ -66,11 +56,18 @@ def test_diff_measures_the_resize_kernel(command, tiny, picture, tmp_path):
 
 def test_mistakes_exit_with_2_before_torch_loads(command, tiny, picture):
     for words in (
-        ("show", "nona", picture, "What?"),
-        ("show", tiny(), "nowhere.png", "What?"),
-        ("show", tiny(), picture, ""),
+        ("show", picture, "What?", "--model", "nona"),
+        ("show", "nowhere.png", "What?"),
+        ("show", picture, ""),
+        ("show", picture),
+        ("show", "nowhere.jsonl"),
+        ("check", "nowhere.jsonl"),
+        ("check", picture),
+        ("check", picture, "--max-tokens", "9"),
+        ("stats", "nowhere.jsonl"),
+        ("schema", "llava"),
         ("diff", tiny(), picture),
-        ("shwo", tiny(), picture),
+        ("shwo", picture),
     ):
         ran = command("data", *words, torch=False)
         assert ran.code == 2, ran.err
@@ -87,8 +84,8 @@ def test_processor_without_weights_equals_the_loaded_ones(tiny, picture):
 
 
 def test_runs_of_the_placeholder_are_counted():
-    tokens = ["a", "a", "<x>", "<x>", "<x>", "b", "<x>"]
-    assert collapse(tokens, "<x>") == ["a", "a", "<x>×3", "b", "<x>×1"]
+    tokens = [(token, False) for token in ("a", "a", "<x>", "<x>", "<x>", "b")]
+    assert collapse([*tokens, ("<x>", True)], "<x>") == [*tokens[:2], ("<x>×3", False), ("b", False), ("<x>×1", True)]
 
 
 def test_side_by_side_alternates_equal_and_different():
