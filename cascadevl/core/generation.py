@@ -18,20 +18,26 @@ FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 class Constraint:
     """What the text of an answer must be."""
 
-    kind: Literal["json_schema", "regex", "choices"]
+    kind: Literal["json_schema", "regex", "choices", "tool_call", "tool_calls"]
     value: str | Sequence[str] | Mapping[str, Any]
-    """A schema (a mapping, kept as JSON), a regular expression for the whole text, or the texts allowed."""
+    """A schema (a mapping, kept as JSON), a regular expression for the whole text, or the texts allowed.
+
+    For one call of a tool, or several, the schema of a call, which then stands in the tags of calls.
+    """
 
     def __post_init__(self) -> None:
         value: Any = self.value
+        schema = "a mapping or JSON text"
         expected = {
-            "json_schema": "a mapping or JSON text",
+            "json_schema": schema,
             "regex": "a text",
             "choices": "a list of texts, none empty",
+            "tool_call": schema,
+            "tool_calls": schema,
         }
         if self.kind not in expected:
             raise ConfigError(f"Constraint: kind must be one of {', '.join(expected)}, got {self.kind!r}.")
-        if self.kind == "json_schema" and isinstance(value, Mapping):
+        if expected[self.kind] == schema and isinstance(value, Mapping):
             try:
                 value = json.dumps(value)
             except (TypeError, ValueError, RecursionError) as error:
@@ -62,6 +68,16 @@ class Sampling:
     """Keep tokens with at least this share of the likeliest one's probability."""
     repetition_penalty: float = 1.0
     """Divide positive, multiply negative logits of tokens already seen (CTRL, §4.1)."""
+    presence_penalty: float = 0.0
+    """Taken once from the logit of every token that the answer has."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of a token as often as the answer has it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit); a mapping is taken too. No bias brings back a token that is banned."""
+    min_new_tokens: int = 0
+    """Before so many, no token that ends the answer is chosen; stop texts and the loop guard still end it."""
+    ignore_eos: bool = False
+    """Never choose a token that ends the answer."""
     seed: int | None = None
     """Same seed, same answer; None draws a fresh one."""
     stop: tuple[str, ...] = ()
@@ -76,17 +92,23 @@ class Sampling:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        for name in ("max_new_tokens", "top_k", "seed", "logprobs"):
+        object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
+        for name in ("max_new_tokens", "min_new_tokens", "top_k", "seed", "logprobs"):
             value = getattr(self, name)
             unset = value is None and name in ("seed", "logprobs")
             if not unset and not fits(int, value):
                 raise ConfigError(f"Sampling: {name} must be a whole number, got {value!r}.")
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             if not fits(float, value) or not math.isfinite(value):
                 raise ConfigError(f"Sampling: {name} must be a finite number, got {value!r}.")
         checks = [
             (self.max_new_tokens >= 1, "max_new_tokens must be at least 1", self.max_new_tokens),
+            (
+                0 <= self.min_new_tokens <= self.max_new_tokens,
+                "min_new_tokens must lie in 0…max_new_tokens",
+                self.min_new_tokens,
+            ),
             (self.temperature >= 0, "temperature must not be negative", self.temperature),
             (self.top_k >= 0, "top_k must not be negative (0 keeps all)", self.top_k),
             (0 < self.top_p <= 1, "top_p must lie in (0, 1]", self.top_p),
@@ -100,10 +122,29 @@ class Sampling:
                 "constraint must be a Constraint",
                 self.constraint,
             ),
+            (
+                self.constraint is None or not (self.ignore_eos or self.min_new_tokens),
+                "a constraint says when the answer is complete: ignore_eos and min_new_tokens contradict it",
+                (self.ignore_eos, self.min_new_tokens),
+            ),
         ]
         for good, rule, value in checks:
             if not good:
                 raise ConfigError(f"Sampling: {rule}, got {value!r}.")
+
+
+def _pairs(bias: Any) -> tuple[tuple[int, float], ...]:
+    """A bias in one form and order, so that equal ones are equal."""
+    try:
+        pairs = [(token_id, value) for token_id, value in (bias.items() if isinstance(bias, Mapping) else bias)]
+    except (TypeError, ValueError):
+        raise ConfigError(f"Sampling: logit_bias must map tokens to numbers, got {bias!r:.80}.") from None
+    for token_id, value in pairs:
+        if not (fits(int, token_id) and token_id >= 0 and fits(float, value) and math.isfinite(value)):
+            raise ConfigError(f"Sampling: logit_bias must map tokens to finite numbers, got {token_id!r}: {value!r}.")
+    if len(dict(pairs)) < len(pairs):
+        raise ConfigError("Sampling: logit_bias names a token twice.")
+    return tuple(sorted((token_id, float(value)) for token_id, value in pairs))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from cascadevl.core.config import fits
 from cascadevl.core.errors import MediaError, MessageError
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,27 @@ class Video:
 
 
 Part = Text | Image | Video
+"""What has to do with tools is Text as well: who knows nothing of tools still has every word that was said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools(Text):
+    """What the assistant may call, as a part of the system turn: a JSON list of OpenAI's function definitions."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall(Text):
+    """What the assistant calls: a JSON object with the "name" of the tool and its "arguments"."""
+
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult(Text):
+    """What came out of a call."""
+
+    id: str = ""
+    """Of the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +98,39 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order: an optional system turn first, then user and assistant turns."""
+    """Turns in order: an optional system turn first, then user and assistant turns, and those of tools."""
 
     turns: tuple[Turn, ...]
 
     def __post_init__(self) -> None:
         if not self.turns:
             raise MessageError("The conversation is empty: expected at least one user message.")
+        called: set[str] = set()
         for number, turn in enumerate(self.turns):
             if turn.role == "system" and number > 0:
                 raise MessageError(
                     f"Message {number} has the role 'system': only the first message may. "
                     "Move it to the front, or say it as the user."
                 )
+            called |= {part.id for part in turn.parts if isinstance(part, ToolCall)}
+            _check_results(turn, number, called)
             if turn.role == "user" and not turn.text.strip() and not _has_media(turn):
                 raise MessageError(f"Message {number} is empty: ask a question or attach a picture.")
+
+    def with_tools(self, definitions: Sequence[Mapping[str, Any]]) -> "Conversation":
+        """The same conversation in which the assistant may call functions, defined as OpenAI does."""
+        if not definitions:
+            return self
+        tools = Tools(json.dumps(list(definitions), ensure_ascii=False))
+        first, *rest = self.turns
+        if first.role != "system":
+            first, rest = Turn("system", ()), self.turns
+        return Conversation((Turn("system", (*first.parts, tools)), *rest))
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """Definitions of the functions that may be called."""
+        return [tool for part in self.turns[0].parts if isinstance(part, Tools) for tool in json.loads(part.text)]
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -101,6 +141,11 @@ class Conversation:
     def media(self) -> tuple["Image | Video", ...]:
         """All pictures and videos, in the order in which they are said."""
         return tuple(part for turn in self.turns for part in turn.parts if not isinstance(part, Text))
+
+    @property
+    def is_document(self) -> bool:
+        """A single turn of the assistant, which nobody asked for: text with pictures between, without a template."""
+        return [turn.role for turn in self.turns] == ["assistant"]
 
     @property
     def ends_with_answer(self) -> bool:
@@ -140,6 +185,19 @@ class Conversation:
         raise MessageError("Pictures were given, but no user message to attach them to.")
 
 
+def _check_results(turn: Turn, number: int, called: set[str]) -> None:
+    """A result belongs to a call before it."""
+    results = [part for part in turn.parts if isinstance(part, ToolResult)]
+    unknown = [result.id for result in results if result.id not in called]
+    if unknown:
+        raise MessageError(
+            f"Message {number} answers the tool call {unknown[0]!r:.80}, which no message before it makes: keep the "
+            "assistant's message with its 'tool_calls' in the conversation."
+        )
+    if (turn.role == "tool") != bool(results) or len(results) not in (0, len(turn.parts)):
+        raise MessageError(f"Message {number}: the role 'tool', and no other, brings results of tools and only them.")
+
+
 def _has_media(turn: Turn) -> bool:
     return any(not isinstance(part, Text) for part in turn.parts)
 
@@ -154,22 +212,59 @@ def _turn(message: Any, number: int) -> Turn:
         return message
     if not isinstance(message, Mapping):
         raise MessageError(f"Message {number}: expected a dictionary, got {type(message).__name__}.")
+    role = message.get("role")
+    fields = ("role", "content", *({"assistant": ("tool_calls",), "tool": ("tool_call_id",)}.get(str(role), ())))
     for key in message:
-        if key not in ("role", "content", "name"):
+        if key not in (*fields, "name"):
             raise MessageError(
-                f"Message {number}: unknown field {key!r}. Expected 'role' and 'content'."
-                f"{_suggest(str(key), ('role', 'content'))}"
+                f"Message {number}: unknown field {key!r}. Expected {' and '.join(map(repr, fields))}."
+                f"{_suggest(str(key), fields)}"
             )
-    if "role" not in message or "content" not in message:
+    if "role" not in message or ("content" not in message and "tool_calls" not in message):
         raise MessageError(f"Message {number}: expected the fields 'role' and 'content', got {sorted(message)}.")
-    content = message["content"]
+    calls = _calls(message.get("tool_calls") or (), number)
+    silent = calls and message.get("content") is None
+    parts = () if silent else _content(message.get("content"), number)
+    if role == "tool":
+        parts = (_result(parts, message.get("tool_call_id"), number),)
+    return Turn(message["role"], (*parts, *calls))
+
+
+def _content(content: Any, number: int) -> tuple[Part, ...]:
     if isinstance(content, str):
-        return Turn(message["role"], (Text(content),))
+        return (Text(content),)
     if isinstance(content, Mapping) or not isinstance(content, Iterable):
         raise MessageError(
             f"Message {number}: 'content' must be a text or a list of parts, got {type(content).__name__}."
         )
-    return Turn(message["role"], tuple(_part(part, number) for part in content))
+    return tuple(_part(part, number) for part in content)
+
+
+def _result(parts: Sequence[Part], call_id: Any, number: int) -> ToolResult:
+    if not isinstance(call_id, str) or not all(isinstance(part, Text) for part in parts):
+        raise MessageError(f"Message {number}: the result of a tool is a text, with a 'tool_call_id' that is a text.")
+    return ToolResult("".join(part.text for part in parts if isinstance(part, Text)), call_id)
+
+
+def _calls(calls: Any, number: int) -> list[ToolCall]:
+    """OpenAI's `tool_calls`, whose arguments are JSON in a string."""
+    found = []
+    try:
+        for call in calls:
+            arguments = call["function"]["arguments"]
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            name = call["function"]["name"]
+            if not (isinstance(arguments, Mapping) and isinstance(name, str) and isinstance(call["id"], str)):
+                raise TypeError
+            said = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+            said.encode()
+            found.append(ToolCall(said, call["id"]))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise MessageError(
+            f"Message {number}: 'tool_calls' must be a list of {{'id': …, 'type': 'function', 'function': {{'name': …, "
+            f"'arguments': a JSON object in a string}}}}, got {calls!r:.120}."
+        ) from error
+    return found
 
 
 def _part(part: Any, number: int) -> Part:

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cascadevl.models.decoder import MLP, Decoder
+from cascadevl.models.decoder import MLP, Block, Decoder
 from cascadevl.models.internvl import InternVL
+from cascadevl.models.vision import Block as VisionBlock
 from cascadevl.ops.formats import Format
 from cascadevl.ops.quantize import dequantize, quantize
 from cascadevl.preprocessing.processor import ModelInputs
@@ -101,6 +102,7 @@ def scale_weights(
 def decoder_folds(decoder: Decoder, head: bool) -> list[Fold]:
     folds = []
     for index, block in enumerate(decoder.model.layers):
+        assert isinstance(block, Block)
         attention, mlp, name = block.self_attn, block.mlp, f"layers.{index}"
         values, queries = attention.v_proj.out_features, attention.o_proj.in_features
         reads = (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -126,6 +128,7 @@ def decoder_folds(decoder: Decoder, head: bool) -> list[Fold]:
 def vision_folds(model: InternVL) -> list[Fold]:
     folds = []
     for index, block in enumerate(model.vision_model.encoder.layers):
+        assert isinstance(block, VisionBlock)
         folds.append(Fold(name=f"vision.{index}.qkv", before=block.norm1, linears=(block.attn.qkv,)))
         folds.append(Fold(name=f"vision.{index}.fc1", before=block.norm2, linears=(block.mlp.fc1,)))
     return folds

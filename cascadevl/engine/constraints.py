@@ -15,15 +15,22 @@ from torch import Tensor
 
 from cascadevl.core.errors import ConfigError, MissingExtra
 from cascadevl.core.generation import Constraint
-from cascadevl.preprocessing.parse import CHANNEL, MESSAGE
+from cascadevl.preprocessing.parse import CHANNEL, MESSAGE, TOOL_CALL_END, TOOL_CALL_START
 from cascadevl.preprocessing.tokenizer import TextTokenizer
 from cascadevl.preprocessing.tokenizer_pieces import SPACE, PieceStream
 
 MOST_CHARACTERS = 65536
 """Of a constraint; a schema of that length compiles in under a second."""
 
+MOST_CALLS = 16
+"""Of tools, in one answer that must call some."""
+
 WHITE_SPACE = r"[ \n\t]{0,16}"
 """Between the parts of JSON. Weak models otherwise say white space until the budget ends."""
+
+
+ONE_SPACE = " ?"
+"""Between the parts of a call, as models are shown calls."""
 
 
 class Guide:
@@ -87,6 +94,15 @@ def _grammar(constraint: Constraint, tokenizer: TextTokenizer) -> str:
     elif constraint.kind == "regex":
         # The group makes what ends in the middle of something, such as \, an error instead of part of our syntax.
         body = f"answer: /{llguidance.regex_to_lark(f'(?:{value})', 'd')}/"
+    elif constraint.kind in ("tool_call", "tool_calls"):
+        more = f' ("\\n" call){{0,{MOST_CALLS - 1}}}' if constraint.kind == "tool_calls" else ""
+        start_tag, end_tag = (
+            tag if tag in tokenizer.controls else json.dumps(tag) for tag in (TOOL_CALL_START, TOOL_CALL_END)
+        )
+        body = (
+            f'answer: call{more}\ncall: {start_tag} "\\n" object "\\n" {end_tag}\n'
+            f"object: %json {json.dumps(_schema(str(value), ONE_SPACE))}"
+        )
     else:
         body = "answer: " + " | ".join(json.dumps(choice) for choice in value)
     if {CHANNEL, MESSAGE} <= tokenizer.controls.keys():
@@ -96,7 +112,7 @@ def _grammar(constraint: Constraint, tokenizer: TextTokenizer) -> str:
     return f"start: {start}\n{body}"
 
 
-def _schema(text: str) -> dict[str, Any]:
+def _schema(text: str, white_space: str = WHITE_SPACE) -> dict[str, Any]:
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -104,7 +120,7 @@ def _schema(text: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise ConfigError(f"The constraint (json_schema) must be a JSON object, got {text!r:.80}.")
     # Under this key, llguidance takes options, which are not for whoever sends a request.
-    return {**schema, "x-guidance": {"whitespace_pattern": WHITE_SPACE}}
+    return {**schema, "x-guidance": {"whitespace_pattern": white_space}}
 
 
 @functools.lru_cache(maxsize=4)

@@ -333,16 +333,15 @@ class Engine:
     def _piece(self, chunk: Chunk) -> Piece:
         request, start, num = chunk
         ticket, end = self._tickets[request], start + num
-        token_ids_T = ticket.prompt_ids[start:end]
+        token_ids = ticket.prompt_ids[start:end].tolist() if start < request.num_prompt else []
         if end > request.num_prompt:
-            said = torch.tensor(request.said[max(0, start - request.num_prompt) : end - request.num_prompt])
-            token_ids_T = torch.cat([token_ids_T, said])
+            token_ids += request.said[max(0, start - request.num_prompt) : end - request.num_prompt]
         visual_TD = None
         if ticket.visual_TD is not None and start < request.num_prompt:
             assert ticket.visual_before_T is not None
             before, after = (int(ticket.visual_before_T[min(at, request.num_prompt)]) for at in (start, end))
             visual_TD = ticket.visual_TD[before:after] if after > before else None
-        return Piece(token_ids_T, visual_TD, start, request.num_prompt, tuple(request.pages), ticket.adapters)
+        return Piece(token_ids, visual_TD, start, request.num_prompt, tuple(request.pages), ticket.adapters)
 
     def _say(self, tickets: list[Ticket], logits_TV: Tensor) -> None:
         """Choose a token for each; one whose logits are no numbers fails alone."""

@@ -95,9 +95,8 @@ def _laid_out(kept_PKSB: Kept, pages: Tensor, dtype: torch.dtype) -> Tensor:
 
 def places_of(segments: Sequence[Segment], page_size: int) -> Places:
     """The tokens of a batch one by one."""
-    position_T = torch.cat([torch.arange(s.start, s.start + s.num, dtype=torch.int32) for s in segments])
-    counts = torch.tensor([s.num for s in segments])
-    request_T = torch.repeat_interleave(torch.arange(len(segments), dtype=torch.int32), counts)
+    position_T = torch.tensor([at for s in segments for at in range(s.start, s.start + s.num)], dtype=torch.int32)
+    request_T = torch.tensor([row for row, s in enumerate(segments) for _ in range(s.num)], dtype=torch.int32)
     most = max(len(s.pages) for s in segments)
     tables_RP = torch.tensor([[*s.pages, *[0] * (most - len(s.pages))] for s in segments], dtype=torch.int32)
     return Places(tables_RP, request_T, position_T, page_size)

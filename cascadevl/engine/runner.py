@@ -24,7 +24,7 @@ FEW_TOKENS = 64
 class Piece:
     """Some tokens of a request: what they are, and where their keys and values go."""
 
-    token_ids_T: Tensor
+    token_ids: Sequence[int]
     visual_TD: Tensor | None
     """For the `<IMG_CONTEXT>` among them."""
     start: int
@@ -52,7 +52,7 @@ class Runner:
             return self._alike(pieces)
         # Those without adapters go by themselves: theirs is the faster way.
         plain, changed = (
-            iter(self._alike(part).split([len(piece.token_ids_T) for piece in part]))
+            iter(self._alike(part).split([len(piece.token_ids) for piece in part]))
             for part in ([p for p in pieces if not p.adapters], [p for p in pieces if p.adapters])
         )
         return torch.cat([next(changed if piece.adapters else plain) for piece in pieces])
@@ -60,19 +60,18 @@ class Runner:
     def _alike(self, pieces: Sequence[Piece]) -> Tensor:
         """All with adapters, or all without."""
         device, decoder = self.model.device, self.model.language_model
-        token_ids_T = torch.cat([piece.token_ids_T for piece in pieces]).to(device)
+        token_ids_T = torch.tensor([token for piece in pieces for token in piece.token_ids]).to(device)
         visual = [piece.visual_TD for piece in pieces if piece.visual_TD is not None]
         embed_TD = decoder.embed(token_ids_T)
         if visual:
             embed_TD = self.model.splice(embed_TD, token_ids_T, torch.cat(visual).to(device))
-        segments, lengths, names_T, first = [], [], [], 0
+        segments, names_T, first = [], [], 0
         for piece in pieces:
-            num = len(piece.token_ids_T)
-            segments.append(Segment(first, piece.start, num, piece.pages))
-            lengths.append(torch.arange(piece.start + 1, piece.start + num + 1).clamp_min(piece.length))
-            names_T += [piece.adapters] * num
-            first += num
-        lengths_T = torch.cat(lengths).to(device)
+            segments.append(Segment(first, piece.start, len(piece.token_ids), piece.pages))
+            names_T += [piece.adapters] * len(piece.token_ids)
+            first += len(piece.token_ids)
+        lengths = [[max(at, p.length) for at in range(p.start + 1, p.start + len(p.token_ids) + 1)] for p in pieces]
+        lengths_T = torch.tensor([length for each in lengths for length in each]).to(device)
         plain = not names_T[0]
         if plain and self.fused is not None and (self.invariant or len(embed_TD) <= FEW_TOKENS):
             return self._fused(self.fused, embed_TD, segments, lengths_T)
@@ -102,8 +101,8 @@ class Runner:
     def _hidden(
         self, embed_TD: Tensor, segments: Sequence[Segment], lengths_T: Tensor, names_T: Sequence[tuple[str, ...]]
     ) -> Tensor:
-        positions_T = torch.cat([torch.arange(s.start, s.start + s.num, dtype=torch.float32) for s in segments])
         attend = PagedAttend(self.cache, segments, invariant=self.invariant)
+        positions_T = attend.places.position_T.float()
         with by_row(self.model.language_model, names_T):
             return self.model.language_model(embed_TD, positions_T.to(embed_TD.device), attend, lengths_T)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cascadevl.checkpoints.parts import Parts
+from cascadevl.core.errors import ConfigError
 from cascadevl.core.generation import FinishReason, Generation, Sampling, Usage
 from cascadevl.engine.constraints import Guide
 from cascadevl.engine.loops import loop_period
@@ -65,7 +66,7 @@ def generate(parts: Parts, inputs: ModelInputs, sampling: Sampling) -> Iterator[
     positions_T = model.positions(prompt_ids)
     prompt_ids = prompt_ids.cpu()
     cache = DenseCache(model.config.decoder.num_layers)
-    sampler = Sampler(sampling, prompt_ids, banned_ids(parts), model.config.decoder.vocab_size)
+    sampler = Sampler(sampling, prompt_ids, banned_ids(parts), model.config.decoder.vocab_size, parts.stop_ids)
     hidden_TD = model.language_model(embed_TD, positions_T, cache)
     prefill_s, decoding = time.perf_counter() - started, time.perf_counter()
 
@@ -112,6 +113,21 @@ def banned_ids(parts: Parts) -> tuple[int, ...]:
     return tuple(parts.tokenizer.id(token) for token in (spec.image_start, spec.image_context, spec.image_end))
 
 
+def _check_bias(parts: Parts, sampling: Sampling) -> None:
+    """A bias may forbid control tokens, and make the end of the answer likelier; more would let requests forge turns.
+
+    Raises ConfigError.
+    """
+    num_entries, controls = len(parts.tokenizer), set(parts.tokenizer.controls.values()) - set(parts.stop_ids)
+    for token_id, bias in sampling.logit_bias:
+        if token_id >= num_entries:
+            raise ConfigError(f"logit_bias names the token {token_id}: expected 0 to {num_entries - 1}.")
+        if bias > 0 and token_id in controls:
+            raise ConfigError(
+                f"logit_bias makes the control token {token_id} likelier: it may only be made unlikelier."
+            )
+
+
 class Answer:
     """Tokens so far, the text they make, and whether it is finished.
 
@@ -126,6 +142,7 @@ class Answer:
         self._sampling, self._stop_ids = sampling, parts.stop_ids
         self._stream = parts.tokenizer.stream()
         self._given = 0
+        _check_bias(parts, sampling)
         constraint = sampling.constraint
         self.guide = Guide(constraint, parts.tokenizer, parts.stop_ids) if constraint else None
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,9 +36,11 @@ class ModelInputs:
     sizes: list[tuple[int, int]]
     """(width, height) in pixels of each picture, upright."""
     trained: Tensor
-    """(T,) bool: tokens the assistant says."""
+    """(T,) bool: tokens the assistant says; of a document all but those of pictures."""
     num_visual_tokens: int
     spec_hash: str
+    frames: list[bool] = field(default_factory=list)
+    """Of each picture, whether it is a frame of a video."""
 
 
 class Processor:
@@ -101,6 +103,7 @@ class Processor:
             trained=torch.tensor(trained, dtype=torch.bool),
             num_visual_tokens=sum(tokens),
             spec_hash=self.spec.hash,
+            frames=[each.is_video for each in shown for _ in each.sizes],
         )
 
     def _open(self, medium: Image | Video, max_tiles: int | None, seed: int, opened: ExitStack) -> "_Shown":
@@ -181,7 +184,7 @@ class Processor:
                     ids = tokenizer.encode(piece.replace(mark, ""), inside=inside)
                 inside = piece not in tokenizer.controls
                 token_ids += ids
-                trained += [span.trained] * len(ids)
+                trained += [span.trained and piece != spec.image_context] * len(ids)
         if num_places != len(visual_tokens):
             raise MessageError(
                 f"The chat template placed {num_places} picture(s), the conversation has {len(visual_tokens)}: "

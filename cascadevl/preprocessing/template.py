@@ -13,9 +13,17 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from cascadevl.core.errors import CheckpointError, ConfigError, MessageError
-from cascadevl.core.messages import Conversation, Image, Text, Turn
+from cascadevl.core.messages import Conversation, Image, Text, ToolCall, ToolResult, Tools, Turn, Video
 from cascadevl.preprocessing.parse import THINK_END, THINK_START
 from cascadevl.preprocessing.spec_file import Spec
+from cascadevl.preprocessing.tool_turns import (
+    called,
+    disarmed,
+    knows_tools,
+    with_results_together,
+    without_tools,
+    worded,
+)
 
 PERSONA_2 = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
@@ -148,27 +156,36 @@ def render(conversation: Conversation, spec: Spec, say: Callable[[str], str] = s
     `say` is applied to every text that people wrote. Where the last turn is not the assistant's,
     the header of its answer follows.
     """
+    if conversation.is_document:
+        return [Span(_document_text(conversation.turns[0], spec, say), True)]
     conversation = _with_system(conversation, spec)
     return _render_jinja(conversation, spec, say) if spec.jinja else _render_named(conversation, spec, say)
 
 
+def _document_text(turn: Turn, spec: Spec, say: Callable[[str], str]) -> str:
+    """As it stands, all of it to be learned (`from: pretrain` in InternVL's `oss/train/dataset.py`)."""
+    placeholders = {Image: spec.image_context, Video: spec.video}
+    return "".join(placeholders.get(type(part)) or say(part.text) for part in merged(turn))
+
+
 def _with_system(conversation: Conversation, spec: Spec) -> Conversation:
-    first = conversation.turns[0]
-    if first.role == "system":
+    first, turns = conversation.turns[0], conversation.turns
+    if first.role == "system" and not all(isinstance(part, Tools) for part in first.parts):
         return conversation
     system = spec.system
     if system is None:
         if spec.template == "jinja":
             return conversation
         system = find_template(spec.template).persona
-    return Conversation((Turn("system", (Text(system),)), *conversation.turns))
+    tools, turns = (first.parts, turns[1:]) if first.role == "system" else ((), turns)
+    return Conversation((Turn("system", (Text(system), *tools)), *turns))
 
 
 def _render_named(conversation: Conversation, spec: Spec, say: Callable[[str], str]) -> list[Span]:
     template = find_template(spec.template)
-    headers = {"system": template.system, "user": template.user}
+    headers = {"system": template.system, "user": template.user, "tool": template.user}
     spans = []
-    for turn in conversation.turns:
+    for turn in with_results_together(conversation).turns:
         body = _turn_text(turn, spec, say)
         if turn.role != "assistant":
             spans.append(Span(headers[turn.role] + body + template.turn_end, False))
@@ -188,7 +205,7 @@ def _turn_text(turn: Turn, spec: Spec, say: Callable[[str], str]) -> str:
     text, number = "", 0
     for part in merged(turn):
         if isinstance(part, Text):
-            text += say(part.text)
+            text += worded(part, say, text)
         elif isinstance(part, Image):
             number += 1
             label = spec.image_label.replace("{n}", str(number)) if several else ""
@@ -202,7 +219,7 @@ def merged(turn: Turn) -> list[Any]:
     """Parts with neighbouring texts joined: no control token can hide across a seam."""
     parts: list[Any] = []
     for part in turn.parts:
-        if parts and isinstance(part, Text) and isinstance(parts[-1], Text):
+        if parts and type(part) is Text and type(parts[-1]) is Text:
             parts[-1] = Text(parts[-1].text + part.text)
         else:
             parts.append(part)
@@ -211,26 +228,33 @@ def merged(turn: Turn) -> list[Any]:
 
 def _render_jinja(conversation: Conversation, spec: Spec, say: Callable[[str], str]) -> list[Span]:
     """Turn by turn: what rendering an answer adds behind its header is what is trained on."""
-    messages = [_jinja_message(turn, say) for turn in conversation.turns]
+    assert spec.jinja is not None
+    if knows_tools(spec.jinja):
+        turns, message = without_tools(conversation), _jinja_message
+        tools = disarmed(conversation.tools, say) or None
+    else:
+        turns, message, tools = with_results_together(conversation).turns, _jinja_plain_message, None
+    messages = [message(turn, say) for turn in turns]
+    apply = functools.partial(_apply, spec, tools)
     spans: list[Span] = []
     done = ""
-    for i, turn in enumerate(conversation.turns):
+    for i, turn in enumerate(turns):
         if turn.role != "assistant":
             continue
         try:
-            header = _apply(spec, messages[:i], add_generation_prompt=True)
-            answered = _apply(spec, messages[: i + 1], add_generation_prompt=False)
+            header = apply(messages[:i], add_generation_prompt=True)
+            answered = apply(messages[: i + 1], add_generation_prompt=False)
         except MessageError:  # some templates refuse the beginning of what they take as a whole
             header, answered = "", None
         if answered is None or not (header.startswith(done) and answered.startswith(header)):
             # Some templates rewrite earlier turns; the text is right, but no span of it can be trusted.
-            return [Span(_apply(spec, messages, add_generation_prompt=not conversation.ends_with_answer), False)]
+            return [Span(apply(messages, add_generation_prompt=not conversation.ends_with_answer), False)]
         tail = answered[len(answered.rstrip()) :]
         spans += [Span(header[len(done) :], False), Span(answered[len(header) : len(answered) - len(tail)], True)]
         spans.append(Span(tail, False))
         done = answered
     if not conversation.ends_with_answer:
-        whole = _apply(spec, messages, add_generation_prompt=True)
+        whole = apply(messages, add_generation_prompt=True)
         if not whole.startswith(done):
             return [Span(whole, False)]
         spans.append(Span(whole[len(done) :], False))
@@ -238,9 +262,16 @@ def _render_jinja(conversation: Conversation, spec: Spec, say: Callable[[str], s
 
 
 def _jinja_message(turn: Turn, say: Callable[[str], str]) -> dict[str, Any]:
-    parts = merged(turn)
-    if len(parts) == 1 and isinstance(parts[0], Text):
-        return {"role": turn.role, "content": say(parts[0].text)}
+    """For a template that knows tools, or a turn that has none."""
+    if turn.role == "tool":
+        (result,) = turn.parts
+        assert isinstance(result, ToolResult)
+        return {"role": "tool", "content": say(result.text), "tool_call_id": result.id}
+    calls = called(turn, say)
+    parts = [part for part in merged(turn) if not isinstance(part, ToolCall)]
+    if calls or (len(parts) == 1 and isinstance(parts[0], Text)):
+        said = {"role": turn.role, "content": "".join(say(part.text) for part in parts)}
+        return {**said, "tool_calls": calls} if calls else said
     content = []
     for part in parts:
         if isinstance(part, Text):
@@ -252,7 +283,17 @@ def _jinja_message(turn: Turn, say: Callable[[str], str]) -> dict[str, Any]:
     return {"role": turn.role, "content": content}
 
 
-def _apply(spec: Spec, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+def _jinja_plain_message(turn: Turn, say: Callable[[str], str]) -> dict[str, Any]:
+    """What has to do with tools as words."""
+    if not any(isinstance(part, Tools | ToolCall | ToolResult) for part in turn.parts):
+        return _jinja_message(turn, say)
+    text = ""
+    for part in merged(turn):
+        text += worded(part, say, text)
+    return {"role": "user" if turn.role == "tool" else turn.role, "content": text}
+
+
+def _apply(spec: Spec, tools: list[Any] | None, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
     from jinja2 import TemplateError
 
     assert spec.jinja is not None
@@ -261,7 +302,7 @@ def _apply(spec: Spec, messages: list[dict[str, Any]], *, add_generation_prompt:
         rendered = template.render(
             messages=messages,
             add_generation_prompt=add_generation_prompt,
-            tools=None,
+            tools=tools,
             bos_token=spec.bos or "",
             eos_token="",
         )

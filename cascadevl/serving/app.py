@@ -4,12 +4,11 @@ Whatever happens on the way, the place is given back and the engine told that no
 """
 
 import asyncio
-import dataclasses
 import math
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,29 +27,26 @@ from cascadevl.engine.constraints import token_bytes
 from cascadevl.engine.engine import Engine
 from cascadevl.preprocessing.processor import ModelInputs
 from cascadevl.serving.admission import Admission, Place
+from cascadevl.serving.arrival import read_body
+from cascadevl.serving.bodies import ChatBody, CompletionBody, ResponseBody, TokenizeBody
 from cascadevl.serving.config import ServingConfig
 from cascadevl.serving.gate import Gate, response
-from cascadevl.serving.loop import Ended, EngineLoop, Job, Said, prepared
+from cascadevl.serving.loop import Ended, EngineLoop, Job, Said
 from cascadevl.serving.metrics import CONTENT_TYPE, Metrics
-from cascadevl.serving.openai import (
-    ChatBody,
-    CompletionBody,
-    Order,
-    TokenizeBody,
-    read_chat,
-    read_completion,
-    read_tokenize,
-)
+from cascadevl.serving.openai import Order, read_chat, read_completion, read_tokenize
+from cascadevl.serving.page import add_page
 from cascadevl.serving.prepare import Preparer
 from cascadevl.serving.refusals import Refused, refusal
-from cascadevl.serving.replies import Reply
+from cascadevl.serving.replies import ChatReply, CompletionReply, Reply
+from cascadevl.serving.response_events import ResponseReply
+from cascadevl.serving.responses import read_response
 from cascadevl.serving.streams import EventStream, too_late, unless_gone
 
 Read = Callable[[bytes, str, ServingConfig], Order]
 Answer = Callable[["Call", Order, list[ModelInputs]], Awaitable[Response]]
 
-DISCARD_S = 3.0
-"""How long what is too large is still read and thrown away: most clients read no answer before they have sent all."""
+REPLIES: dict[str, type[Reply]] = {"chat": ChatReply, "completions": CompletionReply, "responses": ResponseReply}
+"""API of an order -> in whose form it is answered."""
 
 
 @dataclass(slots=True)
@@ -72,9 +68,7 @@ class Service:
         """`parts`: a Bundle or the Parts of one."""
         self.parts: Parts = getattr(parts, "parts", parts)
         self.config = config or ServingConfig()
-        # The engine gets inputs that the pool has made: it never waits for a picture.
-        ready: Any = prepared
-        self.engine = Engine(dataclasses.replace(self.parts, processor=ready), engine)
+        self.engine = Engine(self.parts, engine)
         self.loop = EngineLoop(self.engine, hang_s=self.config.hang_s)
         self.preparer = Preparer(self.parts, self.config)
         self.admission = Admission(self.config)
@@ -100,6 +94,9 @@ class Service:
 
     async def completions(self, request: Request) -> Response:
         return await self._post(request, read_completion, self._answer)
+
+    async def responses(self, request: Request) -> Response:
+        return await self._post(request, read_response, self._answer)
 
     async def tokenize(self, request: Request) -> Response:
         return await self._post(request, read_tokenize, self._tokens)
@@ -138,7 +135,7 @@ class Service:
         try:
             with ExitStack() as held:
                 call = Call(request, held.enter_context(self.admission.place(request.url.path)), held)
-                body = await self._body(request, call.place)
+                body = await read_body(request, call.place, self.config)
                 return await unless_gone(request.receive, self._timed(call, read, body, answer))
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it; it is counted
@@ -149,31 +146,6 @@ class Service:
             if refused.status == 500:
                 traceback.print_exception(error)
             return response(refused)
-
-    async def _body(self, request: Request, place: Place) -> bytes:
-        config, size_bytes, pieces = self.config, 0, []
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # which is also what no page in a browser may send elsewhere unasked
-            raise Refused(400, f"The content type is {kind!r:.100}: expected 'application/json'.", code="content_type")
-        length, more = request.headers.get("content-length", "0"), True
-        try:
-            async with asyncio.timeout(config.body_s):
-                if length.isdecimal() and int(length) > config.max_body_bytes:
-                    raise _too_large(config)
-                while more:
-                    piece, more = await _receive(request)
-                    size_bytes += len(piece)
-                    if size_bytes > config.max_body_bytes:
-                        raise _too_large(config)
-                    place.hold(num_bytes=len(piece))
-                    pieces.append(piece)
-        except TimeoutError:
-            raise Refused(408, f"The request did not arrive within {config.body_s:g} s.", code="slow_body") from None
-        except Refused:
-            if more:
-                await _discard(request)
-            raise
-        return b"".join(pieces)
 
     async def _timed(self, call: "Call", read: Read, body: bytes, answer: Answer) -> Response:
         started = asyncio.get_running_loop().time() - (time.perf_counter() - call.place.started_s)
@@ -204,12 +176,13 @@ class Service:
         job = Job(prompts, order.sampling, order.num, client)
         self.loop.submit(job)
         call.held.callback(self.loop.cancel, job)
-        reply = Reply(order, prompts, self.parts.name, self._spellings)
+        reply = REPLIES[order.api](order, prompts, self.parts.name, self._spellings)
         events = self._watched(job, call.place)
         # Whatever is wrong with the request as a whole comes first, and still has a status of its own.
         first = await anext(events)
         if order.stream:
-            return EventStream(reply.chunks(first, events), call.deadline, call.held.pop_all())
+            typed = order.api == "responses"
+            return EventStream(reply.chunks(first, events), call.deadline, call.held.pop_all(), typed=typed)
         answers = {event.number: event.generation async for event in _after(first, events) if isinstance(event, Ended)}
         return JSONResponse(reply.whole(answers))
 
@@ -255,6 +228,7 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
     for path, kind, endpoint in (
         ("/v1/chat/completions", ChatBody, service.chat),
         ("/v1/completions", CompletionBody, service.completions),
+        ("/v1/responses", ResponseBody, service.responses),
         ("/tokenize", TokenizeBody, service.tokenize),
     ):
         # The body is read by us, in a thread and within its bounds: FastAPI only publishes what it looks like.
@@ -270,6 +244,7 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
         ("/metrics", service.prometheus),
     ):
         app.add_api_route(path, endpoint, methods=["GET"])
+    add_page(app)
     app.add_exception_handler(HTTPException, _no_route)
     known = {route.path for route in app.routes if isinstance(route, APIRoute)}
 
@@ -285,29 +260,6 @@ async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path!r:.200}"
     return response(Refused(error.status_code, f"{where}: {error.detail}.", code="no_such_route"))
-
-
-def _too_large(config: ServingConfig) -> Refused:
-    return Refused(
-        413,
-        f"The body has more than the {config.max_body_bytes:,} bytes that this server takes. Send smaller pictures.",
-        code="body_too_large",
-    )
-
-
-async def _receive(request: Request) -> tuple[bytes, bool]:
-    """A piece of the body, and whether more will come."""
-    message = await request.receive()
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnect
-    return message.get("body", b""), message.get("more_body", False)
-
-
-async def _discard(request: Request) -> None:
-    with suppress(TimeoutError, ClientDisconnect):
-        async with asyncio.timeout(DISCARD_S):
-            while (await _receive(request))[1]:
-                pass
 
 
 async def _after(first: Said | Ended, events: AsyncIterator[Said | Ended]) -> AsyncIterator[Said | Ended]:

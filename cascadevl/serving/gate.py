@@ -1,4 +1,7 @@
-"""Who comes in: the key and the address asked for, before a byte of the body is read. Everything but /health."""
+"""Who comes in: the key and the address asked for, before a byte of the body is read. Everything but /health.
+
+The chat page and its files need no key: they hold nothing, and ask for the key themselves.
+"""
 
 import hashlib
 import hmac
@@ -11,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cascadevl.serving.config import ServingConfig
+from cascadevl.serving.page import FILES
 from cascadevl.serving.refusals import Refused
 
 OPEN_PATHS = ("/health",)
@@ -47,6 +51,8 @@ class Gate:
         if scope["path"] in OPEN_PATHS:
             return None
         if self._key_hash is not None:
+            if scope["path"] in FILES:
+                return None
             scheme, _, key = headers.get("authorization", "").partition(" ")
             if scheme.lower() == "bearer" and hmac.compare_digest(_hash(key.strip()), self._key_hash):
                 return None

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from cascadevl.core.config import from_dict, to_dict
 from cascadevl.core.errors import ConfigError
-from cascadevl.core.generation import Sampling
+from cascadevl.core.generation import Constraint, Sampling
 
 
 @pytest.mark.parametrize(
@@ -28,11 +29,20 @@ from cascadevl.core.generation import Sampling
         {"logprobs": 21},
         {"stop": ("",)},
         {"seed": 2**64},
+        {"presence_penalty": math.inf},
+        {"frequency_penalty": math.nan},
+        {"min_new_tokens": -1},
+        {"min_new_tokens": 513},
+        {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {1: math.inf}},
+        {"logit_bias": {"1": 1.0}},
+        {"logit_bias": 3},
+        {"logit_bias": ((1, 1.0), (1, 2.0))},
     ],
 )
 def test_impossible_values_are_refused_by_name(bad: dict[str, Any]) -> None:
     (name,) = bad
-    with pytest.raises(ConfigError, match=f"Sampling: .*{'stop text' if name == 'stop' else name}.*got"):
+    with pytest.raises(ConfigError, match=f"Sampling: .*{'stop text' if name == 'stop' else name}.*(got|twice)"):
         Sampling(**bad)
 
 
@@ -48,3 +58,16 @@ def test_a_single_stop_text_is_taken_as_one() -> None:
 
 def test_the_defaults_are_greedy() -> None:
     assert Sampling().temperature == 0
+
+
+def test_a_bias_has_one_form_whichever_way_it_was_said() -> None:
+    sampling = Sampling(logit_bias={7: 1, 3: -2.5})  # type: ignore[arg-type]
+    assert sampling.logit_bias == ((3, -2.5), (7, 1.0))
+    assert sampling == Sampling(logit_bias=((7, 1.0), (3, -2.5)))
+    assert from_dict(Sampling, to_dict(sampling)) == sampling
+
+
+@pytest.mark.parametrize("more", [{"ignore_eos": True}, {"min_new_tokens": 1}])
+def test_a_constraint_and_an_end_that_is_put_off_contradict_each_other(more: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="contradict"):
+        Sampling(constraint=Constraint("choices", ("a", "b")), **more)

@@ -1,5 +1,6 @@
 """From logits to tokens: distributions worked out by hand, log-probabilities, bans and seeds."""
 
+import dataclasses
 import math
 from collections import Counter
 from typing import Any
@@ -10,16 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cascadevl.core.generation import Sampling
+from cascadevl.checkpoints.tiny import tiny_parts
+from cascadevl.core.errors import ConfigError
+from cascadevl.core.generation import Generation, Sampling
+from cascadevl.engine.engine import Engine
 from cascadevl.engine.sampler import Sampler, truncated
+from cascadevl.engine.simple import banned_ids, generate
 
 P = torch.tensor([0.4, 0.1, 0.3, 0.15, 0.05])
 
 
 def _sampler(
-    sampling: Sampling, *, prompt: list[int] | None = None, banned: tuple[int, ...] = (), num: int = 5
+    sampling: Sampling,
+    *,
+    prompt: list[int] | None = None,
+    banned: tuple[int, ...] = (),
+    stops: tuple[int, ...] = (),
+    num: int = 5,
 ) -> Sampler:
-    return Sampler(sampling, torch.tensor(prompt or [], dtype=torch.int64), banned, num)
+    return Sampler(sampling, torch.tensor(prompt or [], dtype=torch.int64), banned, num, stops)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +116,97 @@ def test_the_repetition_penalty_by_hand() -> None:
     assert [sampler(logits_V)[0] for _ in range(4)] == [1, 2, 0, 0]  # 2/2 < 1.5; then 1.5/2 < 1.1; then all are halved
     negative = torch.tensor([-1.0, -1.5, -9.0, -9.0, -9.0])
     assert _sampler(Sampling(repetition_penalty=2.0), prompt=[0])(negative)[0] == 1
+
+
+def test_presence_and_frequency_count_what_was_said_and_not_the_prompt() -> None:
+    """mu[j] - count[j] * frequency - (count[j] > 0) * presence (OpenAI's API reference)."""
+    logits_V = torch.tensor([2.0, 1.5, 1.1, -1.0, 0.5])
+    often = _sampler(Sampling(frequency_penalty=0.6), prompt=[0, 0, 0])
+    # 2, then 1.4 < 1.5, then 1.4 > 1.1 > 0.9, then 0.8 < 1.1, then 0.9 > 0.8 and 0.5
+    assert [often(logits_V)[0] for _ in range(5)] == [0, 1, 0, 2, 1]
+    once = _sampler(Sampling(presence_penalty=0.6), prompt=[0, 0, 0])
+    # 2, then 1.4 < 1.5, then 1.4 > 1.1 and 0.9, for ever
+    assert [once(logits_V)[0] for _ in range(5)] == [0, 1, 0, 0, 0]
+    both = _sampler(Sampling(presence_penalty=0.5, frequency_penalty=0.25))
+    assert [both(logits_V)[0] for _ in range(4)] == [0, 1, 0, 2]  # 1.25 < 1.5; then 1.25 > 1.1; then 1.0 < 1.1
+    liked = _sampler(Sampling(presence_penalty=-2.0), prompt=[1])
+    assert [liked(logits_V)[0] for _ in range(3)] == [0, 0, 0]
+
+
+def test_a_bias_is_added_before_anything_is_drawn() -> None:
+    logits_V = torch.tensor([2.0, 1.5, 1.1, -1.0, 0.5])
+    assert _sampler(Sampling(logit_bias=((3, 3.5),)))(logits_V)[0] == 3
+    assert _sampler(Sampling(logit_bias=((0, -100.0), (1, -100.0))))(logits_V)[0] == 2
+    drawn = _sampler(Sampling(temperature=1.0, seed=0, logit_bias=((4, 100.0),)))
+    assert {drawn(logits_V)[0] for _ in range(20)} == {4}
+
+
+@given(LOGITS, st.sets(st.integers(0, 4), min_size=1, max_size=4), st.sampled_from([0.0, 1.0]))
+def test_no_bias_brings_back_what_is_banned(logits_V: Tensor, banned: set[int], temperature: float) -> None:
+    sampling = Sampling(temperature=temperature, seed=0, logit_bias=tuple((i, 100.0) for i in banned))
+    assert _sampler(sampling, banned=tuple(banned))(logits_V)[0] not in banned
+
+
+def test_the_end_is_put_off_until_there_are_enough_tokens_or_for_ever() -> None:
+    logits_V = torch.tensor([2.0, 9.0, 1.1, 8.0, 0.5])
+    sampler = _sampler(Sampling(min_new_tokens=2), stops=(1, 3))
+    assert [sampler(logits_V)[0] for _ in range(4)] == [0, 0, 1, 1]
+    for_ever = _sampler(Sampling(ignore_eos=True), stops=(1, 3))
+    assert [for_ever(logits_V)[0] for _ in range(4)] == [0, 0, 0, 0]
+
+
+def test_logprobs_are_those_of_the_model_whatever_is_added() -> None:
+    sampling = Sampling(logit_bias=((4, 50.0),), presence_penalty=1.0, min_new_tokens=1, logprobs=2)
+    chosen, logprob = _sampler(sampling, stops=(0,))(P.log())
+    assert logprob is not None
+    assert (chosen, logprob.logprob) == (4, pytest.approx(math.log(0.05)))
+    assert [i for i, _ in logprob.top] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"presence_penalty": 1.5},
+        {"frequency_penalty": 0.7},
+        {"presence_penalty": -1.0, "frequency_penalty": 0.3, "repetition_penalty": 1.3},
+        {"logit_bias": {70: 5.0, 80: -100.0, 90: 3.0}},
+        {"min_new_tokens": 12, "logit_bias": {258: 100.0}},
+        {"ignore_eos": True, "logit_bias": {258: 100.0}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_engine_says_what_the_simple_generator_says(settings: dict[str, Any], temperature: float) -> None:
+    parts = tiny_parts("qwen3", std=0.2)
+    assert parts.stop_ids == (258,)
+    # Alone, the two round alike, and the same numbers are drawn from.
+    sampling = Sampling(max_new_tokens=24, temperature=temperature, seed=3, loop_guard=False, logprobs=0, **settings)
+    *_, expected = generate(parts, parts.processor("q"), sampling)
+    assert isinstance(expected, Generation)
+    (said,) = Engine(parts).generate(["q"], sampling)
+    assert (said.token_ids, said.finish_reason) == (expected.token_ids, expected.finish_reason)
+    num = len(said.token_ids)
+    if "min_new_tokens" in settings:
+        assert (num, said.token_ids[-1]) == (13, 258)
+    if "ignore_eos" in settings:
+        assert num == 24
+        assert 258 not in said.token_ids
+    plain = dataclasses.replace(sampling, logprobs=None)
+    assert Engine(parts).generate(["q"], plain)[0].token_ids == said.token_ids
+
+
+def test_a_bias_that_cannot_be_meant_fails_its_own_request() -> None:
+    parts = tiny_parts("qwen3")
+    engine = Engine(parts)
+    for token_id, bias, said in ((10**6, 1.0, "expected 0 to 267"), (257, 1.0, "control token 257")):
+        sampling = Sampling(logit_bias=((token_id, bias),))
+        with pytest.raises(ConfigError, match=said):
+            engine.submit("q", sampling)
+        with pytest.raises(ConfigError, match=said):
+            list(generate(parts, parts.processor("q"), sampling))
+    assert not engine.busy
+    for token_id in (*banned_ids(parts), 257):
+        assert engine.generate(["q"], Sampling(max_new_tokens=2, logit_bias=((token_id, -100.0),)))[0].error is None
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not() -> None:

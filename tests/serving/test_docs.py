@@ -10,7 +10,7 @@ import cascadevl
 from cascadevl.engine.config import EngineConfig
 from cascadevl.serving.app import Service
 from cascadevl.serving.config import ServingConfig
-from cascadevl.serving.openai import ChatBody
+from cascadevl.serving.bodies import ChatBody
 from tests.serving.conftest import running
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 
 def test_every_snippet_of_the_page_runs():
     snippets = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(snippets) == 5
+    assert len(snippets) == 7
     service = Service(cascadevl.load("nano"), ServingConfig(port=0), EngineConfig(cache_bytes=50_000_000))
     names: dict = {}
     printed = []
@@ -29,10 +29,12 @@ def test_every_snippet_of_the_page_runs():
                 exec(compile(code, str(PAGE), "exec"), names)
             printed.append(out.getvalue())
         names["client"].close()
-    _, asked, streamed, formed, counted = printed
+    _, asked, streamed, formed, called, responded, counted = printed
     assert service.parts.spec.hash in asked
     assert streamed.endswith(" tokens\n")
     assert 0 <= json.loads(formed)["total"] <= 999
+    assert called.startswith('book {"total": ')
+    assert re.search(r"\d+\n$", responded)
     assert re.fullmatch(r"\d+ \d+ \d+\n", counted)
 
 

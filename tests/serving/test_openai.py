@@ -1,16 +1,29 @@
 """Bodies that are wrong are refused with a reason; none is answered with 500, none disturbs the others."""
 
 import base64
+import functools
 import json
 
 import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai.types.chat.completion_create_params import (
+    CompletionCreateParamsNonStreaming,
+    CompletionCreateParamsStreaming,
+)
+from openai.types.completion_create_params import CompletionCreateParamsNonStreaming as OldParamsNonStreaming
+from openai.types.completion_create_params import CompletionCreateParamsStreaming as OldParamsStreaming
+from openai.types.responses.response_create_params import (
+    ResponseCreateParamsNonStreaming,
+    ResponseCreateParamsStreaming,
+)
 from PIL import Image
 
 from cascadevl.core.messages import Conversation
+from cascadevl.serving.bodies import ChatBody, CompletionBody, ResponseBody
 from cascadevl.serving.config import ServingConfig
+from cascadevl.serving.fields import ANYTHING, FOREIGN, read
 from cascadevl.serving.openai import read_chat, read_completion
 from cascadevl.serving.refusals import Refused
 from tests.serving.conftest import post, shown, url_of
@@ -18,6 +31,11 @@ from tests.serving.conftest import post, shown, url_of
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
 GOOD = {"messages": HELLO, "max_tokens": 2}
+
+
+TOOL = {"type": "function", "function": {"name": "a"}}
+CALLED = {"role": "assistant", "tool_calls": [{"id": "x", "function": {"name": "a", "arguments": "{}"}}]}
+NESTED = functools.reduce(lambda inner, _: {"type": "array", "items": inner}, range(480), {})
 
 
 def part(**fields):
@@ -110,8 +128,51 @@ WRONG = {
     "a schema that refers to nothing": {
         **GOOD, "response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#/$defs/none"}}},
     },
-    "tools": {**GOOD, "tools": [{"type": "function", "function": {"name": "a"}}]},
-    "a penalty": {**GOOD, "frequency_penalty": 0.5},
+    "a tool without a name": {**GOOD, "tools": [{"type": "function", "function": {}}]},
+    "a tool whose name is a sentence": {**GOOD, "tools": [{"type": "function", "function": {"name": "look up"}}]},
+    "a tool that is no function": {**GOOD, "tools": [{"type": "custom", "custom": {"name": "a"}}]},
+    "a tool twice": {**GOOD, "tools": [TOOL, TOOL]},
+    "tools without end": {**GOOD, "tools": [TOOL] * 1000},
+    "a choice that nobody has": {**GOOD, "tools": [TOOL], "tool_choice": "perhaps"},
+    "a choice of no name": {**GOOD, "tools": [TOOL], "tool_choice": {"type": "function"}},
+    "a choice that is not there": {
+        **GOOD, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "b"}},
+    },
+    "a call without tools": {**GOOD, "tool_choice": "required"},
+    "a call and a schema": {**GOOD, "tools": [TOOL], "response_format": {"type": "json_object"}},
+    "parameters that are no schema": {
+        **GOOD, "tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "nonsense"}}}],
+        "tool_choice": "required",
+    },
+    "parameters nested without end": {
+        **GOOD, "tools": [{"type": "function", "function": {"name": "a", "parameters": NESTED}}],
+        "tool_choice": "required",
+    },
+    "a result of no call": {"messages": [*HELLO, {"role": "tool", "tool_call_id": "x", "content": "a"}]},
+    "a result without its call": {"messages": [*HELLO, CALLED, {"role": "tool", "content": "a"}]},
+    "a result that is a picture": {
+        "messages": [*HELLO, CALLED, {"role": "tool", "tool_call_id": "x", "content": shown(Image.new("L", (9, 9)))}],
+    },
+    "calls of the user": {"messages": [{**CALLED, "role": "user", "content": "a"}]},
+    "calls that are a text": {"messages": [*HELLO, {"role": "assistant", "tool_calls": "a"}, *HELLO]},
+    "a call without arguments": {
+        "messages": [*HELLO, {"role": "assistant", "tool_calls": [{"id": "x", "function": {"name": "a"}}]}, *HELLO],
+    },
+    "arguments that are no object": {
+        "messages": [
+            *HELLO,
+            {"role": "assistant", "tool_calls": [{"id": "x", "function": {"name": "a", "arguments": "[1]"}}]},
+            *HELLO,
+        ],
+    },
+    "a penalty beyond measure": {**GOOD, "frequency_penalty": 2.5},
+    "a bias beyond measure": {**GOOD, "logit_bias": {"5": 101}},
+    "a bias of a word": {**GOOD, "logit_bias": {"yes": 1}},
+    "a bias of no token": {**GOOD, "logit_bias": {"999999": 1}},
+    "a bias towards a control token": {**GOOD, "logit_bias": {"257": 1}},
+    "more tokens than there may be": {**GOOD, "min_tokens": 3},
+    "a schema without an end": {**GOOD, "ignore_eos": True, "response_format": {"type": "json_object"}},
+    "what is to be stored": {**GOOD, "store": True},
     "a field nobody has": {**GOOD, "colour": "red"},
     "a prompt that is too long": {**GOOD, "messages": [{"role": "user", "content": "word " * 20_000}]},
     "a deadline in the past": {**GOOD, "deadline_s": -1},
@@ -138,7 +199,21 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = [*GOOD, "n", "stop", "seed", "logprobs", "top_k", "response_format", "stream_options", "tools", "role"]
+FIELDS = [
+    *GOOD,
+    "tool_choice",
+    "logit_bias",
+    "presence_penalty",
+    "n",
+    "stop",
+    "seed",
+    "logprobs",
+    "top_k",
+    "response_format",
+    "stream_options",
+    "tools",
+    "role",
+]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -148,6 +223,8 @@ def test_no_body_is_answered_with_500(server, changes, content):
         assert post(server.url, CHAT, body)[0] in (200, 400)
     assert post(server.url, "/v1/completions", {"prompt": content, "max_tokens": 1})[0] in (200, 400)
     assert post(server.url, "/tokenize", {"messages": content})[0] in (200, 400)
+    for items in (content, [content], [{"role": "user", "content": content}], [{"type": "function_call", **changes}]):
+        assert post(server.url, "/v1/responses", {"input": items, "max_output_tokens": 1})[0] in (200, 400)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +236,75 @@ def test_an_unknown_field_comes_with_a_hint(field, near, server, parts):
     assert (raised.value.code, raised.value.param) == ("unknown_field", field)
 
 
+@pytest.mark.parametrize(
+    ("body", "params"),
+    [
+        (ChatBody, (CompletionCreateParamsNonStreaming, CompletionCreateParamsStreaming)),
+        (CompletionBody, (OldParamsNonStreaming, OldParamsStreaming)),
+        (ResponseBody, (ResponseCreateParamsNonStreaming, ResponseCreateParamsStreaming)),
+    ],
+)
+def test_every_field_that_the_official_client_sends_is_read_or_in_the_table(body, params):
+    documented = {field for kind in params for field in kind.__annotations__}
+    documented |= {field for kind in params for base in kind.__orig_bases__ for field in base.__annotations__}
+    assert {"model", "stream"} < documented
+    assert not documented - body.model_fields.keys() - FOREIGN.keys()
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_is_not_here_is_refused_with_a_hint_and_null_never_is(name):
+    taken, hint = FOREIGN[name]
+    kind = next(kind for kind in (ResponseBody, ChatBody, CompletionBody) if name not in kind.model_fields)
+    needed = {ResponseBody: {"input": "a"}, ChatBody: GOOD, CompletionBody: {"prompt": "a"}}[kind]
+
+    def body(value):
+        return json.dumps({**needed, name: value}).encode()
+
+    values = ["anything", {"a": 1}] if taken == ANYTHING else taken
+    assert all(read(kind, body(value), "nano") for value in (None, *values))
+    if taken != ANYTHING:
+        with pytest.raises(Refused, match="not supported") as raised:
+            read(kind, body({"something": 5}), "nano")
+        assert hint in str(raised.value)
+        assert (raised.value.code, raised.value.param) == ("unsupported", name)
+
+
+def test_a_true_value_is_no_number():
+    with pytest.raises(Refused, match="not supported"):
+        read(CompletionBody, b'{"prompt": "a", "best_of": true}', "nano")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "a", "parametres": {}}}]}, "Did you mean 'parameters'"),
+        ({"stream_options": {"includ_usage": True}}, "Did you mean 'include_usage'"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schemas": {}}}}, "Did you mean 'schema'"),
+        ({"max_output_tokens": 5}, "Did you mean 'max_completion_tokens'"),
+        ({"input": "a"}, "Did you mean 'messages'"),
+    ],
+)
+def test_hints_reach_into_objects_and_know_other_names(body, said):
+    with pytest.raises(Refused, match=said):
+        read_chat(json.dumps({**GOOD, **body}).encode(), "nano", ServingConfig())
+
+
+def test_penalties_bias_and_the_end_become_sampling():
+    body = {**GOOD, "max_tokens": 9, "presence_penalty": 1, "frequency_penalty": -0.5, "logit_bias": {"7": 2, "3": -1}}
+    sampling = read_chat(json.dumps({**body, "min_tokens": 4}).encode(), "nano", ServingConfig()).sampling
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (1.0, -0.5)
+    assert (sampling.logit_bias, sampling.min_new_tokens) == (((3, -1.0), (7, 2.0)), 4)
+    assert not sampling.loop_guard, "who wants so many tokens wants them even if they repeat themselves"
+    endless = read_chat(json.dumps({**GOOD, "ignore_eos": True, "loop_guard": True}).encode(), "nano", ServingConfig())
+    assert (endless.sampling.ignore_eos, endless.sampling.loop_guard) == (True, True)
+
+
 def test_fields_that_ask_for_nothing_are_taken(server, parts):
     answer = server.client.chat.completions.create(
         model=parts.name, messages=HELLO, max_tokens=1, frequency_penalty=0.0, presence_penalty=0, logit_bias={},
-        tools=[], user="me", parallel_tool_calls=True, response_format={"type": "text"}, stop=None, seed=None,
+        tools=[], tool_choice="auto", user="me",
+        metadata={"a": "b"}, store=False, parallel_tool_calls=True, response_format={"type": "text"}, stop=None,
+        seed=None,
     )  # fmt: skip
     assert answer.choices
 
