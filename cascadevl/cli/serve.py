@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -33,6 +34,8 @@ class Serve:
     """auto, float32, bfloat16 or float16."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    adapter: dict[str, Path] = field(default_factory=dict)
+    """PEFT LoRA folders by name; a client asks for one as it would for a model."""
     api_key_env: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Environment variable that holds the key which clients must send; None: no key is asked for."""
     server: tyro.conf.OmitArgPrefixes[ServingConfig] = field(default_factory=ServingConfig)
@@ -47,15 +50,22 @@ def main(arguments: list[str]) -> int:
     if missing:
         raise MissingExtra(f"Serving needs {', '.join(missing)}: pip install 'cascadevl[serve]'")
     locate(order.model)
+    for name, folder in order.adapter.items():
+        if not (folder / "adapter_config.json").is_file():
+            raise ConfigError(f"--adapter {name}: {folder} holds no adapter_config.json; expected a PEFT folder.")
 
     listener = bind(order.server)
 
     from cascadevl.api import load
+    from cascadevl.checkpoints.adapters import attach, read_adapter
     from cascadevl.serving.app import Service
     from cascadevl.serving.server import serve
 
     bundle = load(order.model, dtype=order.dtype, device=order.device)
+    for name, folder in order.adapter.items():
+        attach(bundle.model, read_adapter(folder, bundle.model), name)
     service = Service(bundle, order.server, order.engine)
+    service.preparer.start()
     listener.listen(1024)  # who comes from now on waits until the server runs, and is answered
     print(f"cascadevl serves {bundle.name} at {address(listener)}/v1 (spec {bundle.spec.hash})", flush=True)
     for note in bundle.parts.notes:

@@ -7,7 +7,7 @@ import asyncio
 import math
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from cascadevl.core.messages import Conversation
 from cascadevl.engine.config import EngineConfig
 from cascadevl.engine.constraints import token_bytes
 from cascadevl.engine.engine import Engine
+from cascadevl.models.linear import adapter_names
 from cascadevl.preprocessing.processor import ModelInputs
 from cascadevl.serving.admission import Admission, Place
 from cascadevl.serving.arrival import read_body
@@ -42,7 +43,7 @@ from cascadevl.serving.response_events import ResponseReply
 from cascadevl.serving.responses import read_response
 from cascadevl.serving.streams import EventStream, too_late, unless_gone
 
-Read = Callable[[bytes, str, ServingConfig], Order]
+Read = Callable[[bytes, Sequence[str], ServingConfig], Order]
 Answer = Callable[["Call", Order, list[ModelInputs]], Awaitable[Response]]
 
 REPLIES: dict[str, type[Reply]] = {"chat": ChatReply, "completions": CompletionReply, "responses": ResponseReply}
@@ -62,12 +63,17 @@ class Call:
 
 
 class Service:
-    """One model, its engine and everything between it and HTTP."""
+    """One model, its engine and everything between it and HTTP.
+
+    Adapters that are attached to the model are models of their own to whoever asks, by their names.
+    """
 
     def __init__(self, parts: Any, config: ServingConfig | None = None, engine: EngineConfig | None = None) -> None:
         """`parts`: a Bundle or the Parts of one."""
         self.parts: Parts = getattr(parts, "parts", parts)
         self.config = config or ServingConfig()
+        self.models_by_name = {self.parts.name: (), **{name: (name,) for name in adapter_names(self.parts.model)}}
+        """Name -> the adapters that it wants; the model itself comes first."""
         self.engine = Engine(self.parts, engine)
         self.loop = EngineLoop(self.engine, hang_s=self.config.hang_s)
         self.preparer = Preparer(self.parts, self.config)
@@ -102,12 +108,12 @@ class Service:
         return await self._post(request, read_tokenize, self._tokens)
 
     async def models(self) -> dict[str, Any]:
-        return {"object": "list", "data": [self._model()]}
+        return {"object": "list", "data": list(map(self._model, self.models_by_name))}
 
     async def model(self, name: str) -> Response:
-        if name != self.parts.name:
+        if name not in self.models_by_name:
             return response(Refused(404, f"There is no model {name!r:.200} here.", code="model_not_found"))
-        return JSONResponse(self._model())
+        return JSONResponse(self._model(name))
 
     async def health(self) -> Response:
         """Of the engine's loop: a web server that answers while nothing is computed is not healthy."""
@@ -118,10 +124,11 @@ class Service:
     async def prometheus(self) -> Response:
         return Response(self.metrics.text(), media_type=CONTENT_TYPE)
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self, name: str) -> dict[str, Any]:
         return {
-            "id": self.parts.name,
+            "id": name,
             "object": "model",
+            "parent": self.parts.name if self.models_by_name[name] else None,
             "created": self._started,
             "owned_by": "cascadevl",
             "max_model_len": self.parts.model.config.decoder.rope.longest,
@@ -159,7 +166,7 @@ class Service:
             return await answer(call, order, prompts)
 
     def _prepare(self, read: Read, body: bytes) -> tuple[Order, list[ModelInputs]]:
-        order = read(body, self.parts.name, self.config)
+        order = read(body, tuple(self.models_by_name), self.config)
         return order, [
             self.preparer.chat(prompt, order.max_tiles)
             if isinstance(prompt, Conversation)
@@ -173,10 +180,11 @@ class Service:
             num_bytes=sum(inputs.tiles.nbytes for inputs in prompts),
         )
         client = call.request.client.host if call.request.client else ""
-        job = Job(prompts, order.sampling, order.num, client)
+        model = order.model or self.parts.name
+        job = Job(prompts, order.sampling, order.num, client, self.models_by_name[model])
         self.loop.submit(job)
         call.held.callback(self.loop.cancel, job)
-        reply = REPLIES[order.api](order, prompts, self.parts.name, self._spellings)
+        reply = REPLIES[order.api](order, prompts, model, self._spellings)
         events = self._watched(job, call.place)
         # Whatever is wrong with the request as a whole comes first, and still has a status of its own.
         first = await anext(events)

@@ -3,7 +3,7 @@
 import difflib
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -69,8 +69,8 @@ SAME: dict[str, tuple[str, ...]] = {
 B = TypeVar("B", bound=BaseModel)
 
 
-def read(kind: type[B], data: bytes, model: str) -> B:
-    """A body with the fields of `kind`, for the model that is served. Raises Refused."""
+def read(kind: type[B], data: bytes, models: Sequence[str]) -> B:
+    """A body with the fields of `kind`, for one of the models that are served. Raises Refused."""
     values = read_json(data)
     for name in [name for name in values if name in FOREIGN and name not in kind.model_fields]:
         taken, hint = FOREIGN[name]
@@ -82,9 +82,10 @@ def read(kind: type[B], data: bytes, model: str) -> B:
     except ValidationError as error:
         raise _explained(error, kind) from None
     asked = getattr(body, "model", None)
-    if asked is not None and asked != model:
+    if asked is not None and asked not in models:
+        known = ", ".join(map(repr, models))
         raise Refused(
-            404, f"There is no model {asked!r:.200} here, but {model!r}.", code="model_not_found", param="model"
+            404, f"There is no model {asked!r:.200} here, but {known}.", code="model_not_found", param="model"
         )
     return body
 

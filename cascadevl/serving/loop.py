@@ -48,8 +48,16 @@ class Ended:
 class Job:
     """The answers of one HTTP request: `num` to each prompt. Made in the event loop; iterate to get its events."""
 
-    def __init__(self, prompts: Sequence[ModelInputs], sampling: Sampling, num: int = 1, client: str = "") -> None:
-        self.prompts, self.sampling, self.num, self.client = tuple(prompts), sampling, num, client
+    def __init__(
+        self,
+        prompts: Sequence[ModelInputs],
+        sampling: Sampling,
+        num: int = 1,
+        client: str = "",
+        adapters: Sequence[str] = (),
+    ) -> None:
+        self.prompts, self.sampling, self.num = tuple(prompts), sampling, num
+        self.client, self.adapters = client, tuple(adapters)
         self.tickets: list[Ticket] = []
         """The engine's thread alone touches these, and the two below."""
         self.num_told: list[int] = []
@@ -172,7 +180,9 @@ class EngineLoop:
             return self._refuse(job, self._gone())
         try:
             for inputs in job.prompts:
-                job.tickets += self._engine.submit_several(inputs, job.sampling, job.num, client=job.client)
+                job.tickets += self._engine.submit_several(
+                    inputs, job.sampling, job.num, client=job.client, adapters=job.adapters
+                )
         except Exception as error:
             if not isinstance(error, CascadeError):
                 traceback.print_exc()

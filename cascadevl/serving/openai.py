@@ -21,6 +21,8 @@ class Order:
 
     api: Literal["chat", "completions", "responses"]
     """In whose form it is answered."""
+    model: str | None = None
+    """Which of those served is asked; None: the first."""
     prompts: tuple[Conversation | str | list[int], ...]
     sampling: Sampling = field(default_factory=Sampling)
     num: int = 1
@@ -34,9 +36,9 @@ class Order:
     """What the answer repeats of the question."""
 
 
-def read_chat(data: bytes, model: str, config: ServingConfig) -> Order:
+def read_chat(data: bytes, models: Sequence[str], config: ServingConfig) -> Order:
     """Raises Refused or a UserError for whatever is wrong or unknown."""
-    body = read(ChatBody, data, model)
+    body = read(ChatBody, data, models)
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
         raise wrong("max_completion_tokens", "differs from max_tokens, its older name: give one of them.")
     if body.top_logprobs is not None and not body.logprobs:
@@ -52,25 +54,26 @@ def read_chat(data: bytes, model: str, config: ServingConfig) -> Order:
     return _order(body, (prompt,), sampling, config, api="chat", max_tiles=body.max_tiles, tools=tools.names)
 
 
-def read_completion(data: bytes, model: str, config: ServingConfig) -> Order:
+def read_completion(data: bytes, models: Sequence[str], config: ServingConfig) -> Order:
     """Raises Refused or a UserError for whatever is wrong or unknown."""
-    body = read(CompletionBody, data, model)
+    body = read(CompletionBody, data, models)
     prompt: Any = body.prompt
     several = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
     prompts = tuple(prompt) if several else (prompt,)
     return _order(body, prompts, body.sampling(max_new_tokens=body.max_tokens, logprobs=body.logprobs), config)
 
 
-def read_tokenize(data: bytes, model: str, config: ServingConfig) -> Order:
+def read_tokenize(data: bytes, models: Sequence[str], config: ServingConfig) -> Order:
     """Raises Refused or a UserError for whatever is wrong or unknown."""
-    body = read(TokenizeBody, data, model)
+    body = read(TokenizeBody, data, models)
     bound_tiles(body.max_tiles, config)
     if body.messages is not None and body.prompt is None:
         tools = ToolUse(tuple(tool.function for tool in body.tools or ()))
-        return Order(api="chat", prompts=(conversation(body.messages, tools),), max_tiles=body.max_tiles)
+        prompt = conversation(body.messages, tools)
+        return Order(api="chat", model=body.model, prompts=(prompt,), max_tiles=body.max_tiles)
     if body.prompt is None or body.messages is not None:
         raise wrong("prompt", "or messages must be given, and not both.")
-    return Order(api="completions", prompts=(body.prompt,))
+    return Order(api="completions", model=body.model, prompts=(body.prompt,))
 
 
 def conversation(messages: Sequence[Mapping[str, Any]], tools: ToolUse) -> Conversation:
@@ -125,6 +128,7 @@ def _order(
         raise wrong("stream_options", "needs stream: true.")
     return Order(
         api=api,
+        model=body.model,
         prompts=prompts,
         sampling=sampling,
         num=body.n,

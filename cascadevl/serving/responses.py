@@ -26,9 +26,9 @@ ITEMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _BROUGHT_ALONG = ("type", "id", "status", "phase", "boxes", "malformed_boxes")
 
 
-def read_response(data: bytes, model: str, config: ServingConfig) -> Order:
+def read_response(data: bytes, models: Sequence[str], config: ServingConfig) -> Order:
     """Raises Refused or a UserError for whatever is wrong or unknown."""
-    body = read(ResponseBody, data, model)
+    body = read(ResponseBody, data, models)
     bound_tiles(body.max_tiles, config)
     if body.stream_options is not None and body.stream_options.include_usage is not None:
         raise wrong("stream_options", "has no include_usage here: the last event always has the usage.")
@@ -44,6 +44,7 @@ def read_response(data: bytes, model: str, config: ServingConfig) -> Order:
     )
     return Order(
         api="responses",
+        model=body.model,
         prompts=(conversation(_messages(body), tools),),
         sampling=sampling,
         max_tiles=body.max_tiles,

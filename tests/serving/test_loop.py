@@ -10,13 +10,13 @@ from cascadevl.core.errors import MessageError
 from cascadevl.core.generation import Sampling
 from cascadevl.engine.config import EngineConfig
 from cascadevl.engine.engine import Engine
-from cascadevl.serving.loop import Ended, EngineLoop, Job, Said, prepared
+from cascadevl.serving.loop import Ended, EngineLoop, Job, Said
 from cascadevl.serving.refusals import Refused
 
 
 @contextmanager
 def started(parts, **config):
-    engine = Engine(dataclasses.replace(parts, processor=prepared), EngineConfig(cache_bytes=1_000_000, **config))
+    engine = Engine(parts, EngineConfig(cache_bytes=1_000_000, **config))
     loop = EngineLoop(engine)
     loop.start()
     try:

@@ -264,14 +264,14 @@ def test_what_is_not_here_is_refused_with_a_hint_and_null_never_is(name):
     assert all(read(kind, body(value), "nano") for value in (None, *values))
     if taken != ANYTHING:
         with pytest.raises(Refused, match="not supported") as raised:
-            read(kind, body({"something": 5}), "nano")
+            read(kind, body({"something": 5}), ("nano",))
         assert hint in str(raised.value)
         assert (raised.value.code, raised.value.param) == ("unsupported", name)
 
 
 def test_a_true_value_is_no_number():
     with pytest.raises(Refused, match="not supported"):
-        read(CompletionBody, b'{"prompt": "a", "best_of": true}', "nano")
+        read(CompletionBody, b'{"prompt": "a", "best_of": true}', ("nano",))
 
 
 @pytest.mark.parametrize(
@@ -286,16 +286,16 @@ def test_a_true_value_is_no_number():
 )
 def test_hints_reach_into_objects_and_know_other_names(body, said):
     with pytest.raises(Refused, match=said):
-        read_chat(json.dumps({**GOOD, **body}).encode(), "nano", ServingConfig())
+        read_chat(json.dumps({**GOOD, **body}).encode(), ("nano",), ServingConfig())
 
 
 def test_penalties_bias_and_the_end_become_sampling():
     body = {**GOOD, "max_tokens": 9, "presence_penalty": 1, "frequency_penalty": -0.5, "logit_bias": {"7": 2, "3": -1}}
-    sampling = read_chat(json.dumps({**body, "min_tokens": 4}).encode(), "nano", ServingConfig()).sampling
+    sampling = read_chat(json.dumps({**body, "min_tokens": 4}).encode(), ("nano",), ServingConfig()).sampling
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (1.0, -0.5)
     assert (sampling.logit_bias, sampling.min_new_tokens) == (((3, -1.0), (7, 2.0)), 4)
     assert not sampling.loop_guard, "who wants so many tokens wants them even if they repeat themselves"
-    endless = read_chat(json.dumps({**GOOD, "ignore_eos": True, "loop_guard": True}).encode(), "nano", ServingConfig())
+    endless = read_chat(json.dumps({**GOOD, "ignore_eos": True, "loop_guard": True}).encode(), ("nano",), ServingConfig())
     assert (endless.sampling.ignore_eos, endless.sampling.loop_guard) == (True, True)
 
 
@@ -339,17 +339,17 @@ def test_other_content_types_are_refused(server):
 
 def test_a_body_becomes_an_order():
     body = {**GOOD, "stop": "x", "n": 2, "stream": True, "stream_options": {"include_usage": True}, "deadline_s": 3}
-    order = read_chat(json.dumps(body).encode(), "nano", ServingConfig())
+    order = read_chat(json.dumps(body).encode(), ("nano",), ServingConfig())
     assert (order.num, order.stream, order.include_usage, order.deadline_s) == (2, True, True, 3)
     assert (order.sampling.max_new_tokens, order.sampling.stop, order.sampling.temperature) == (2, ("x",), 0.0)
-    several = read_completion(b'{"prompt": [[1, 2], [3]]}', "nano", ServingConfig())
+    several = read_completion(b'{"prompt": [[1, 2], [3]]}', ("nano",), ServingConfig())
     assert several.prompts == ([1, 2], [3])
-    assert read_completion(b'{"prompt": [1, 2]}', "nano", ServingConfig()).prompts == ([1, 2],)
+    assert read_completion(b'{"prompt": [1, 2]}', ("nano",), ServingConfig()).prompts == ([1, 2],)
 
 
 def test_an_answer_without_words_may_stand_between_questions():
     silent = [*HELLO, {"role": "assistant", "content": None, "refusal": None, "tool_calls": []}, *HELLO]
-    order = read_chat(json.dumps({"messages": silent}).encode(), "nano", ServingConfig())
+    order = read_chat(json.dumps({"messages": silent}).encode(), ("nano",), ServingConfig())
     (conversation,) = order.prompts
     assert isinstance(conversation, Conversation)
     assert [turn.text for turn in conversation.turns] == ["Hello", "", "Hello"]
@@ -367,7 +367,7 @@ def test_an_answer_without_words_may_stand_between_questions():
 )
 def test_the_field_that_is_wrong_is_named(wrong, param, said):
     with pytest.raises(Refused, match=said) as raised:
-        read_chat(json.dumps({**GOOD, **wrong}).encode(), "nano", ServingConfig())
+        read_chat(json.dumps({**GOOD, **wrong}).encode(), ("nano",), ServingConfig())
     assert (raised.value.status, raised.value.param) == (400, param)
 
 

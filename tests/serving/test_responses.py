@@ -25,11 +25,11 @@ FUNCTION = {"name": "look", "description": "Looks.", "parameters": {"type": "obj
 
 
 def asked(**body: Any) -> Order:
-    return read_response(json.dumps(body).encode(), "m", ServingConfig())
+    return read_response(json.dumps(body).encode(), ("m",), ServingConfig())
 
 
 def chat(**body: Any) -> Order:
-    return read_chat(json.dumps(body).encode(), "m", ServingConfig())
+    return read_chat(json.dumps(body).encode(), ("m",), ServingConfig())
 
 
 def test_a_text_is_a_question_and_instructions_are_the_system_message() -> None:

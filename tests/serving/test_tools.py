@@ -118,7 +118,7 @@ def test_a_choice_that_cannot_be_meant_is_refused(choice: Any, said: str) -> Non
 def test_tools_are_told_to_the_model_unless_none_may_be_called() -> None:
     def order(**more: Any) -> Order:
         tools = [{"type": "function", "function": LOOK.model_dump()}]
-        return read_chat(json.dumps({"messages": HELLO, "tools": tools, **more}).encode(), "m", ServingConfig())
+        return read_chat(json.dumps({"messages": HELLO, "tools": tools, **more}).encode(), ("m",), ServingConfig())
 
     prompts: Any = order().prompts
     assert [tool["function"]["name"] for tool in prompts[0].tools] == ["look"]
