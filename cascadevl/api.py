@@ -18,7 +18,7 @@ from cascadevl.core.generation import Generation, Sampling
 from cascadevl.core.messages import Conversation
 from cascadevl.engine.simple import generate
 from cascadevl.models.internvl import InternVL
-from cascadevl.models.quant_linear import quantize_linears
+from cascadevl.models.quant_linear import few_bits, quantize_decoder
 from cascadevl.ops.formats import FORMATS
 from cascadevl.preprocessing.processor import ModelInputs
 from cascadevl.preprocessing.spec_file import Spec
@@ -41,7 +41,8 @@ def load(
     dtype "auto" is the stored type, or float32 where the device has no fast units for it. `adapter` is a
     PEFT LoRA folder, which is merged into the weights. `quant` rounds the matrices of the decoder's layers to
     a format of `ops.formats.FORMATS`, such as "int8" or "int4-g64"; tower, projector, embeddings, output
-    matrix and stacked experts stay as they are.
+    matrix and what routes to experts stay as they are. Folders that are of few bits (AWQ, GPTQ,
+    compressed-tensors, FP8, MXFP4) load as they are, without `quant`.
     Raises CheckpointNotFound, CheckpointError or ConfigError.
     """
     if quant is not None and quant not in FORMATS:
@@ -50,7 +51,9 @@ def load(
     if adapter is not None:
         merge(parts.model, read_adapter(adapter, parts.model))
     if quant is not None:
-        quantize_linears(parts.model.language_model.model.layers, lambda name: True, FORMATS[quant])
+        if few_bits(parts.model):
+            raise ConfigError(f"{model} is of few bits already: load it without quant={quant!r}.")
+        quantize_decoder(parts.model.language_model, FORMATS[quant])
     return Bundle(parts)
 
 

@@ -62,8 +62,8 @@ def convert(
 def fingerprint(model: InternVL) -> str:
     """16 hexadecimal digits over all weights by name: equal exactly when the weights are."""
     digests = [
-        f"{name} {content_hash(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())}"
-        for name, parameter in sorted(model.named_parameters())
+        f"{name} {content_hash(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())}"
+        for name, tensor in sorted(model.state_dict().items())
     ]
     return content_hash("\n".join(digests))
 

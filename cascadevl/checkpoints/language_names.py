@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from cascadevl.checkpoints.pieces import Piece
 from cascadevl.models.config import DecoderConfig
 
-OUTPUTS = ("lm_head.weight", "language_model.output.weight")
+OUTPUTS = ("lm_head.weight", "language_model.output.weight", "unembedding.weight")
 """How the output matrix ends in the files of any family."""
 
 Names = Callable[[str, DecoderConfig, Collection[str]], list[Piece]]
@@ -94,7 +94,38 @@ def _qwen3_moe(name: str, config: DecoderConfig, stored: Collection[str]) -> lis
     return pieces
 
 
+_OPENAI = {
+    "model.embed_tokens.": "embedding.",
+    "model.norm.weight": "norm.scale",
+    "lm_head.": "unembedding.",
+    "model.layers.": "block.",
+    "self_attn.sinks": "attn.sinks",
+    "self_attn.o_proj.": "attn.out.",
+    "input_layernorm.weight": "attn.norm.scale",
+    "post_attention_layernorm.weight": "mlp.norm.scale",
+    "mlp.router.": "mlp.gate.",
+    "mlp.experts.gate_up_proj": "mlp.mlp1_weight",
+    "mlp.experts.down_proj": "mlp.mlp2_weight",
+    "_weight_bias": "_bias",
+}
+
+
+def _gpt_oss(name: str, config: DecoderConfig, stored: Collection[str]) -> list[Piece]:
+    """Like Llama; or as openai/gpt-oss itself has it, with q, k, v in one."""
+    if not any(other.startswith("block.") for other in stored):
+        return [Piece(name)]
+    for ours, theirs in _OPENAI.items():
+        name = name.replace(ours, theirs)
+    if match := re.fullmatch(r"(block\.\d+\.)self_attn\.([qkv])_proj\.(weight|bias)", name):
+        heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
+        before = {"q": 0, "k": config.num_heads, "v": config.num_heads + config.num_kv_heads}[match[2]]
+        rows = heads[match[2]] * config.head_size
+        return [Piece(f"{match[1]}attn.qkv.{match[3]}", start=before * config.head_size, rows=rows)]
+    return [Piece(name)]
+
+
 _NAMES: dict[str, Names] = {
+    "gpt_oss": _gpt_oss,
     "internlm2": _internlm2,
     "internlm3": _internlm3,
     "phi3": _phi3,

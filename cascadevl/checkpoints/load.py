@@ -2,17 +2,18 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cascadevl.checkpoints import weights
+from cascadevl.checkpoints import quantized, weights
 from cascadevl.checkpoints.language_names import OUTPUTS
 from cascadevl.checkpoints.layouts import EMBEDDED, Layout, layouts, locate, read_json, recognise
 from cascadevl.checkpoints.parts import Parts
 from cascadevl.checkpoints.pieces import file_shapes, rows_of
+from cascadevl.checkpoints.quantized_matrix import Rounded
 from cascadevl.core.errors import CheckpointError, ConfigError
 from cascadevl.core.hardware import cpu_multiplies_bf16
 from cascadevl.models.internvl import InternVL
@@ -28,6 +29,9 @@ IGNORED = ("rotary_emb.inv_freq", "position_ids")
 
 Dtype = torch.dtype | str
 
+Found = Mapping[str, weights.Entry | Rounded]
+"""The tensors of a folder, weights of few bits under the names that they would have in full."""
+
 
 def load_parts(model: str | os.PathLike[str], *, dtype: Dtype = "auto", device: str | torch.device = "auto") -> Parts:
     """Find, check and load a model.
@@ -39,16 +43,18 @@ def load_parts(model: str | os.PathLike[str], *, dtype: Dtype = "auto", device: 
     raw = read_json(folder / "config.json")
     layout = layouts()[recognise(raw, folder)]
     stored = weights.entries(folder)
-    found = {layout.current_name(name): entry for name, entry in stored.items() if not name.endswith(IGNORED)}
+    named = {layout.current_name(name): entry for name, entry in stored.items() if not name.endswith(IGNORED)}
+    found = quantized.gather(quantized.settings(raw, folder / "config.json"), named, folder)
     tokenizer = TextTokenizer.from_folder(folder)
     config = layout.read_config(raw, folder, is_tied(raw, found))
     with torch.device("meta"):
         network = InternVL(config)
     device = _resolve_device(device)
-    dtype, notes = resolve_dtype(dtype, {entry.dtype for entry in found.values()}, device)
+    whole = {entry.dtype for entry in found.values() if isinstance(entry, weights.Entry)}
+    dtype, notes = resolve_dtype(dtype, whole, device)
+    notes += _fill(network, found, layout, folder, dtype, device)
     for note in notes:
         logger.info("%s: %s", folder, note)
-    _fill(network, found, layout, folder, dtype, device)
     spec = _spec(folder, raw, layout)
     _check_agreement(network, spec, tokenizer, folder)
     generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
@@ -62,6 +68,7 @@ def load_parts(model: str | os.PathLike[str], *, dtype: Dtype = "auto", device: 
         stop_ids=_stop_ids(generation, spec, tokenizer),
         generation=generation,
         card=card.read_text(encoding="utf-8") if card.is_file() else None,
+        kv_cache=quantized.kv_cache(raw, folder / "config.json"),
         notes=notes,
     )
 
@@ -112,7 +119,7 @@ def _resolve_device(wanted: str | torch.device) -> torch.device:
     return device
 
 
-def is_tied(raw: dict[str, Any], found: dict[str, weights.Entry]) -> bool:
+def is_tied(raw: dict[str, Any], found: Collection[str]) -> bool:
     """Tied if there is no output matrix and the config says that none is missing."""
     if any(name.endswith(OUTPUTS) for name in found):
         return False
@@ -122,26 +129,35 @@ def is_tied(raw: dict[str, Any], found: dict[str, weights.Entry]) -> bool:
 
 def _fill(
     network: InternVL,
-    found: dict[str, weights.Entry],
+    found: Found,
     layout: Layout,
     folder: Path,
     dtype: torch.dtype,
     device: torch.device,
-) -> None:
+) -> tuple[str, ...]:
+    """Every parameter, those of few bits last; gives what is worth saying about them."""
     ours = dict(network.named_parameters())
     pieces = {name: layout.pieces(name, network.config, found) for name in ours}
     _account(file_shapes({name: tensor.shape for name, tensor in ours.items()}, pieces), found, folder)
-    modules, reader = dict(network.named_modules()), weights.Reader()
+    modules, reader, few_bits = dict(network.named_modules()), weights.Reader(), []
     for name, parts in pieces.items():
+        if any(isinstance(found[piece.name], Rounded) for piece in parts):
+            few_bits.append(name)
+            continue
         tensor = torch.empty(ours[name].shape, dtype=dtype)
         for piece in parts:
-            skipped = piece.start * tensor.shape[-1] if tensor.ndim > 1 else piece.start
-            reader.fill(rows_of(tensor, piece.at, piece.rows), found[piece.name], piece.name, skipped)
+            skipped, entry = piece.start * tensor.shape[-1] if tensor.ndim > 1 else piece.start, found[piece.name]
+            assert isinstance(entry, weights.Entry)
+            reader.fill(rows_of(tensor, piece.at, piece.rows), entry, piece.name, skipped)
         owner, _, attribute = name.rpartition(".")
         setattr(modules[owner], attribute, torch.nn.Parameter(tensor.to(device), requires_grad=False))
+    placer = quantized.Placer(found, dtype, device)
+    for name in few_bits:
+        placer.place(network, name, pieces[name])
+    return placer.notes()
 
 
-def _account(wanted: dict[str, tuple[int, ...]], found: dict[str, weights.Entry], folder: Path) -> None:
+def _account(wanted: dict[str, tuple[int, ...]], found: Found, folder: Path) -> None:
     """Refuse missing, unexpected and misshapen tensors, naming the first few of each."""
     problems = []
     for title, names in (

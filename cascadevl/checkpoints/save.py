@@ -1,19 +1,19 @@
 """Parts become a folder that others read too; either all of it or none."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from cascadevl.checkpoints.layouts import Layout, layouts
 from cascadevl.checkpoints.parts import Parts
-from cascadevl.checkpoints.pieces import Piece, file_shapes, rows_of
+from cascadevl.checkpoints.pieces import rows_of
+from cascadevl.checkpoints.quantized_save import FewBits, Sources, placed, whole_parameters, write_settings
 from cascadevl.checkpoints.weights import write_shards
 from cascadevl.core.errors import ConfigError
 from cascadevl.core.files import atomic_folder, write_json, write_text
 from cascadevl.models.linear import adapter_names
-from cascadevl.models.quant_linear import QuantLinear
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -39,7 +39,8 @@ def check_target(target: Path, layout: str) -> None:
 
 def write_parts(parts: Parts, folder: Path, layout: Layout, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Fill an existing folder. Callers who want all or nothing use `save_parts`."""
-    write_json(folder / "config.json", layout.write_config(parts))  # first: it refuses what the layout cannot say
+    config = layout.write_config(parts) | write_settings(parts, layout)
+    write_json(folder / "config.json", config)  # first: it refuses what the layout cannot say
     write_shards(folder, named_tensors(parts, layout), max_shard_bytes)
     for name, text in parts.tokenizer.files.items():
         write_text(folder / name, text) if isinstance(text, str) else (folder / name).write_bytes(text)
@@ -56,24 +57,22 @@ def named_tensors(parts: Parts, layout: Layout) -> Iterator[tuple[str, Tensor]]:
         raise ConfigError(
             f"The model has adapters attached ({', '.join(attached)}): merge them or take them off first."
         )
-    if any(isinstance(module, QuantLinear) for module in parts.model.modules()):
-        raise ConfigError(
-            "The model's weights were rounded when it was loaded, and the official layouts hold whole ones: "
-            "load it without quant to save it."
-        )
-    ours = dict(parts.model.named_parameters())
-    pieces = {name: layout.pieces(name, parts.model.config, ()) for name in ours}
-    shapes = file_shapes({name: parameter.shape for name, parameter in ours.items()}, pieces)
-    wanted: dict[str, list[tuple[str, Piece]]] = {}
-    for name, found in pieces.items():
-        for piece in found:
-            wanted.setdefault(piece.name, []).append((name, piece))
-    for stored, sources in wanted.items():
+    ours, few_bits = whole_parameters(parts.model), FewBits(parts.model)
+    for stored, sources in placed(parts, layout).items():
         name, piece = sources[0]
-        if piece.rows is None:
+        if any(name in few_bits for name, _ in sources):
+            yield from few_bits.stored(stored, sources)
+        elif piece.rows is None:
             yield stored, ours[name].detach()
-            continue
-        joined = ours[name].detach().new_empty(shapes[stored])
-        for name, piece in sources:
-            rows_of(joined, piece.start, piece.rows).copy_(rows_of(ours[name].detach(), piece.at, piece.rows))
-        yield stored, joined
+        else:
+            yield stored, _joined(ours, sources)
+
+
+def _joined(ours: Mapping[str, Tensor], sources: Sources) -> Tensor:
+    """Rows of several of our tensors, as the file has them."""
+    first = ours[sources[0][0]].detach()
+    num_rows = max(piece.start + (piece.rows or 0) for _, piece in sources)
+    joined = first.new_empty(num_rows, *first.shape[-1:][: first.ndim - 1])
+    for name, piece in sources:
+        rows_of(joined, piece.start, piece.rows).copy_(rows_of(ours[name].detach(), piece.at, piece.rows))
+    return joined

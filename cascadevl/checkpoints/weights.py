@@ -31,6 +31,7 @@ DTYPES = {
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
@@ -83,6 +84,15 @@ class Reader:
                     if bool(stored.float().isfinite().all()):
                         why = f"numbers too large for {target.dtype}: load it as bfloat16 or float32."
                     raise CheckpointError(f"The tensor {name!r} in {entry.file} holds {why}")
+
+
+def read_raw(entry: Entry) -> Tensor:
+    """A whole tensor in its stored type, whatever its numbers mean."""
+    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    with open(entry.file, "rb", buffering=0) as file:
+        file.seek(entry.start)
+        _read(file, tensor.view(-1))
+    return tensor
 
 
 def _read(file: FileIO, stored: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cascadevl.models.config import ExpertsConfig
-from cascadevl.ops.experts import Linear, apply_experts, route
+from cascadevl.ops.experts import Linear, Weight, apply_experts, route
 
 
 class Experts(nn.Module):
@@ -21,8 +21,13 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.zeros(config.num_experts, hidden_size, config.mlp_size))
 
     def forward(self, rows_AD: Tensor, linear: Linear) -> Tensor:
-        gate_AF, up_AF = linear(rows_AD, self.gate_up_proj.mT, None).chunk(2, dim=-1)
-        return linear(F.silu(gate_AF) * up_AF, self.down_proj.mT, None)
+        gate_AF, up_AF = linear(rows_AD, _inputs_first(self.gate_up_proj), None).chunk(2, dim=-1)
+        return linear(F.silu(gate_AF) * up_AF, _inputs_first(self.down_proj), None)
+
+
+def _inputs_first(weight_EOI: Tensor | nn.ModuleList) -> Weight:
+    """Weights of few bits (models/quant_linear.py) are layers, and turn themselves."""
+    return weight_EOI.mT if isinstance(weight_EOI, Tensor) else weight_EOI
 
 
 class SparseMLP(nn.Module):

@@ -1,14 +1,17 @@
 """The loop: read it from top to bottom."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from cascadevl.core.errors import CascadeError
 from cascadevl.data.batch import Batch
 from cascadevl.training.objectives import Loss, Objective
+from cascadevl.training.step import Diverged, Step
+
+__all__ = ["Diverged", "FitState", "fit"]
 
 
 @dataclass(slots=True)
@@ -17,10 +20,11 @@ class FitState:
 
     step: int = 0
     num_samples: int = 0
-
-
-class Diverged(CascadeError):
-    """The loss is no longer a number: training stops before it spoils the weights."""
+    """Learned from by this rank."""
+    num_tokens: int = 0
+    """Of them, visual ones included."""
+    last: tuple[Batch, ...] = ()
+    """What this rank learned from in the last step; not saved."""
 
 
 def fit(
@@ -33,29 +37,29 @@ def fit(
     state: FitState,
     observe: Callable[[FitState, Loss, float], None],
     save: Callable[[FitState], None],
-    max_grad_norm: float = 1.0,
+    learn: Step = Step(),  # noqa: B008  (frozen)
+    steps: int | None = None,
+    accumulate: int = 1,
 ) -> FitState:
-    """Minimise `objective` over `batches`.
+    """Minimise `objective` over `batches`, until they or `steps` end.
 
-    `observe(state, loss, gradient_norm)` and `save(state)` are called after every step and decide
-    for themselves whether it is time. Each group's "peak_lr" is scaled by `schedule(step)`.
+    An update takes `accumulate` packs of this rank. `observe(state, loss, gradient_norm)` and `save(state)` are called
+    after every step and decide for themselves whether it is time. Each group's "peak_lr" is scaled by
+    `schedule(step)`.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     model.train()
-    for batch in batches:
+    stream = iter(batches)
+    while steps is None or state.step < steps:
+        packs = tuple(itertools.islice(stream, accumulate))
+        if not learn.world.all(bool(packs)):  # the data of some rank have ended, so all stop
+            break
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * schedule(state.step)
-        loss = objective(model, batch)
-        if not torch.isfinite(loss.total):
-            raise Diverged(f"The loss is {loss.total.item()} at step {state.step}: lower the learning rate.")
-        loss.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-        if not torch.isfinite(norm):
-            raise Diverged(f"The gradient's norm is {norm.item()} at step {state.step}: lower the learning rate.")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        loss, norm = learn(model, objective, optimizer, packs, state.step)
         state.step += 1
-        state.num_samples += len(batch.lengths)
-        observe(state, loss, float(norm))
+        state.num_samples += sum(len(batch.lengths) for batch in packs)
+        state.num_tokens += sum(len(batch.token_ids) for batch in packs)
+        state.last = packs
+        observe(state, loss, norm)
         save(state)
     return state

@@ -1,9 +1,11 @@
 """Learning rate by step: a factor in 0…1 on each group's own rate."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cascadevl.core.errors import ConfigError
+from cascadevl.training.config import ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,3 +29,10 @@ class WarmupStableDecay:
             return 1.0
         progress = min(1.0, (into_decay + 1) / max(self.decay, 1))
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_schedule(config: ScheduleConfig, steps: int) -> Callable[[int], float]:
+    """cosine: all that is not warm-up decays; constant: nothing does; wsd: the last share."""
+    warmup = config.warmup(steps)
+    decay = {"cosine": steps - warmup, "constant": 0, "wsd": round(config.decay_ratio * steps)}[config.kind]
+    return WarmupStableDecay(steps=steps, warmup=warmup, decay=decay, floor=config.floor)

@@ -1,0 +1,1 @@
+"""Many devices, from outside: the model knows nothing of them."""
