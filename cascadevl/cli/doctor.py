@@ -25,6 +25,7 @@ EXTRAS = {
     "constraints": "answers bound to a JSON schema, a regular expression or a list of choices",
     "serve": "`cascadevl serve`: an OpenAI-compatible server",
     "data": "reading parquet files",
+    "train": "curves of `cascadevl train` in TensorBoard; log.jsonl and report.html go without",
     "ocr": "comparing readings of a page (`cascadevl app ocr`); the readers themselves are named by its errors",
     "dev": "running the tests and `make check`",
 }

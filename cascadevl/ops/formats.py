@@ -44,7 +44,7 @@ class Format:
 
 
 SIZES: dict[Kind, list[tuple[int, int]]] = {
-    "int8": [(0, 1)],
+    "int8": [(0, 1), (32, 1), (64, 1), (128, 1)],
     "int4": [(32, 1), (64, 1), (128, 1)],
     "mxfp4": [(32, 1)],
     "fp8": [(0, 1), (128, 128)],
@@ -53,6 +53,7 @@ SIZES: dict[Kind, list[tuple[int, int]]] = {
 
 FORMATS: dict[str, Format] = {
     "int8": Format(kind="int8"),
+    "int8-g64": Format(kind="int8", group=64),
     "int4-g32": Format(kind="int4", group=32),
     "int4-g64": Format(kind="int4", group=64),
     "int4-g128": Format(kind="int4", group=128),
@@ -70,7 +71,7 @@ FORMATS: dict[str, Format] = {
 class Quantized:
     """A weight_FD in few bits.
 
-    int8    quants int8 (F, D)            scales fp32 (F, 1)       weight = quant · scale; quants lie in -127 … 127
+    int8    quants int8 (F, D)            scales fp32 (F, G)       weight = quant · scale; quants lie in -127 … 127
     int4    quants uint8 (F, B)           scales fp16 (F, G)       weight = (nibble - zero) · scale; 8, or zeros (F, G)
     mxfp4   quants uint8 (F, B)           scales uint8 (F, G)      weight = E2M1 · 2^(scale - 127) (OCP MX 1.0, §5)
     fp8     quants float8_e4m3fn (F, D)   scales fp32, one for each row (F, 1) or block (⌈F/128⌉, ⌈D/128⌉)

@@ -1,7 +1,7 @@
 """Rounding weights to few bits, and what they mean: the oracle of every kernel, in plain torch.
 
-`linear` multiplies with the rounded weights and nothing else is rounded. `linear_dynamic` also rounds each row of
-activations to 8 bits, as fast kernels must; its bits are theirs, since whole numbers are summed exactly and the few
+`linear` multiplies with the rounded weights and nothing else is rounded. `linear_dynamic` also rounds
+activations to 8 bits, in groups of each row, as fast kernels must; its bits are theirs, since whole numbers are summed exactly and the few
 roundings come in one fixed order.
 """
 
@@ -16,6 +16,9 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 """What the sixteen codes of MXFP4 stand for."""
 
 E4M3_MAX = 448.0
+
+ACTIVATION_GROUP = 64
+"""Activations that share a scale where the weights have no groups."""
 
 MIN_EXPONENT = 2
 """The least MXFP4 scale we write, 2^-125: kernels halve it, and it must stay a normal number."""
@@ -53,13 +56,20 @@ def linear(x: Tensor, quantized: Quantized, bias_F: Tensor | None = None) -> Ten
     return F.linear(x, dequantize(quantized).to(x.dtype), bias_F)
 
 
-def quantize_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (T, D) in -127 … 127 and fp32 scales (T, 1); a row that is not finite has the scale NaN."""
-    highest_T1 = x_TD.float().abs().amax(-1, keepdim=True)
-    finite_T1 = highest_T1.isfinite()
-    scales_T1 = torch.where(finite_T1, highest_T1 / 127, torch.nan)
-    levels_TD = x_TD.float() / torch.where(scales_T1 > 0, scales_T1, 1.0)
-    return torch.where(finite_T1, levels_TD, 0.0).round().clamp(-127, 127).to(torch.int8), scales_T1
+def quantize_rows(x_TD: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """int8 (T, D) in -127 … 127 and fp32 scales (T, G); a group that is not finite has the scale NaN.
+
+    One scale for a whole row would not do: language models have a few activations hundreds of times as large as the
+    rest (arXiv 2208.07339), beside which the rest would vanish.
+    """
+    width = x_TD.shape[1]
+    x_TGI = F.pad(x_TD.float(), (0, -width % group)).unflatten(1, (-1, group))
+    highest_TG1 = x_TGI.abs().amax(-1, keepdim=True)
+    finite_TG1 = highest_TG1.isfinite()
+    scales_TG1 = torch.where(finite_TG1, highest_TG1 / 127, torch.nan)
+    levels_TGI = x_TGI / torch.where(scales_TG1 > 0, scales_TG1, 1.0)
+    quants_TGI = torch.where(finite_TG1, levels_TGI, 0.0).round().clamp(-127, 127).to(torch.int8)
+    return quants_TGI.flatten(1)[:, :width], scales_TG1[..., 0]
 
 
 def linear_dynamic(x_TD: Tensor, quantized: Quantized, bias_F: Tensor | None = None) -> Tensor:
@@ -69,14 +79,17 @@ def linear_dynamic(x_TD: Tensor, quantized: Quantized, bias_F: Tensor | None = N
     """
     if quantized.format.kind == "fp8":
         return linear(x_TD.float(), quantized, bias_F)
-    quants_TD, scales_T1 = quantize_rows(x_TD)
+    group = quantized.format.group or ACTIVATION_GROUP
+    quants_TD, scales_TG = quantize_rows(x_TD, group)
     levels_FD, scales_FG = levels_and_scales(quantized)
-    group = quantized.format.group or levels_FD.shape[1]
     out_TF = x_TD.new_zeros(len(x_TD), len(levels_FD), dtype=torch.float32)
     for index, (x, weight) in enumerate(zip(quants_TD.split(group, 1), levels_FD.split(group, 1), strict=True)):
         dot_TF = (x.double() @ weight.double().T).float()  # exact: whole or half numbers far under 2^53
-        out_TF = out_TF + dot_TF * scales_FG[:, index]
-    out_TF = out_TF * scales_T1
+        if quantized.format.group:
+            dot_TF = dot_TF * scales_FG[:, index]
+        out_TF = out_TF + dot_TF * scales_TG[:, index, None]
+    if not quantized.format.group:
+        out_TF = out_TF * scales_FG[:, 0]
     return out_TF if bias_F is None else out_TF + bias_F
 
 

@@ -1,5 +1,7 @@
 """Routing by hand, mixtures against the formula, gradients against differences, balance against transformers."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from cascadevl.ops.experts import (
     CACHE_BYTES,
     Linear,
     apply_experts,
+    apply_without_waiting,
     balance_loss,
     grouped_linear,
     linear_of_one,
@@ -183,3 +186,16 @@ def test_a_compiled_mixture_computes_the_same() -> None:
     for num_tokens in (1, 3, 20):
         parts = mixture(num_tokens, 5, 2)
         torch.testing.assert_close(compiled(*parts), ours(*parts))
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 6), (torch.bfloat16, 6), (torch.bfloat16, 16)])
+@torch.no_grad()
+def test_the_way_of_a_gpu_gives_the_same(dtype: torch.dtype, width: int) -> None:
+    """Also where experts are left out, and where torch's kernel takes the rows and where it does not."""
+    for num_tokens in (1, 9):
+        tensors = mixture(num_tokens, 5, 2, width)
+        hidden_TD, weights_Tk, experts_Tk, *maps = (x.to(dtype) if x.is_floating_point() else x for x in tensors)
+        found = apply_without_waiting(hidden_TD, weights_Tk, experts_Tk, 5, partial(affine, *maps))
+        expected = naive(*tensors)
+        limit = 1e-5 if dtype == torch.float32 else 0.03
+        torch.testing.assert_close(found.float(), expected, atol=limit, rtol=0)

@@ -158,11 +158,17 @@ def test_activations_of_8_bits_change_little(name):
 
 def test_rows_are_rounded_by_themselves():
     x_TD = torch.tensor([[1.27, -0.635, 0.015], [0, 0, 0], [1, float("nan"), 2], [float("inf"), 0, 1], [1e-44, 0, 0]])
-    quants_TD, scales_T1 = quantize_rows(x_TD)
+    quants_TD, scales_T1 = quantize_rows(x_TD, 3)
     assert quants_TD[:4].tolist() == [[127, -64, 2], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
     assert scales_T1[1] == 0
     assert scales_T1[2:4].isnan().all()
     assert quants_TD[4].abs().max() <= 127
+
+
+def test_a_large_activation_spoils_its_own_group_only():
+    quants_TD, scales_TG = quantize_rows(torch.tensor([[1.27, -0.635, 500.0, 1.0, 0.0127]]), 2)
+    assert quants_TD.tolist() == [[127, -64, 127, 0, 127]]
+    torch.testing.assert_close(scales_TG, torch.tensor([[0.01, 500 / 127, 0.0001]]))
 
 
 def test_groups_that_would_not_be_full_are_refused():
@@ -192,7 +198,7 @@ def test_weights_too_large_for_fp16_scales_are_refused():
 
 def test_formats_that_do_not_exist_are_refused():
     for make in (
-        lambda: Format(kind="int8", group=32),
+        lambda: Format(kind="int8", group=48),
         lambda: Format(kind="int4"),
         lambda: Format(kind="mxfp4", group=32, zeros=True),
         lambda: Format(kind="fp8", outputs=128),

@@ -1,8 +1,10 @@
-// Linear layers with weights of 8 or 4 bits and activations quantised on the way in, to 8 bits for each row.
+// Linear layers with weights of 8 or 4 bits and activations quantised on the way in, to 8 bits in groups of a row.
 //
 // What is computed is exact but for a few roundings, always the same and in the same order:
-//     out = (((scale_1 · dot_1) + scale_2 · dot_2) + …) · row_scale + bias
+//     out = (dot_1 · scale_1) · row_scale_1 + (dot_2 · scale_2) · row_scale_2 + … + bias
 //     dot_g = Σ quant · activation - zero · Σ activation
+// where int8, whose weights have one scale for all of a row, is multiplied with it at the end. Groups of activations
+// are those of the weights, or of 64: a few large activations, which language models have, spoil their own group only.
 // in fp32, the dots in whole numbers. So a row's result depends neither on other rows nor on the instructions used,
 // and cascadevl/ops/quantize.py gives the same bits. FP8 and fp32 weights are multiplied with activations as they are;
 // there too, a row's bits are the same in any company.
@@ -31,7 +33,7 @@
 
 enum { INT8, INT4, INT4_ZEROS, MXFP4, FP8, FP32 };
 
-enum { ROW_BLOCK = 96, INPUT_PADDING = 32, MAX_PANELS = 4 };
+enum { ROW_BLOCK = 96, INPUT_PADDING = 64, MAX_PANELS = 4, ACTIVATION_GROUP = 64 };
 
 typedef struct {
     int32_t kind, num_outputs, num_inputs, group;
@@ -314,7 +316,7 @@ typedef struct {
     int8_t *quants;                     // [row][input]
     int16_t *wide;                      // the same in the order 0 2 1 3 of every four; or NULL
     int32_t *sums;                      // [row][group]
-    float *scales;                      // [row]
+    float *scales;                      // [row][group]
 } Rows;
 
 static int get_memory(Rows *rows, int num_rows, int kind) {
@@ -323,7 +325,7 @@ static int get_memory(Rows *rows, int num_rows, int kind) {
     rows->quants = malloc(size);
     rows->wide = widen ? malloc(size * sizeof(int16_t)) : NULL;
     rows->sums = malloc((size_t)num_rows * rows->num_groups * sizeof(int32_t));
-    rows->scales = malloc(num_rows * sizeof(float));
+    rows->scales = malloc((size_t)num_rows * rows->num_groups * sizeof(float));
     return rows->quants && (rows->wide || !widen) && rows->sums && rows->scales;
 }
 
@@ -333,32 +335,37 @@ INLINE uint32_t magnitude_bits(float x) {
     return bits & 0x7FFFFFFF;
 }
 
-// 127 levels on either side of zero. A row with an infinity or NaN has the scale NaN, and so has all that comes of it.
+// 127 levels on either side of zero. A group with an infinity or NaN has the scale NaN, and so has all that comes of it.
 static void quantise_row(Rows *rows, int row, int num_inputs) {
-    const float *restrict in = rows->floats + (size_t)row * num_inputs;
-    int8_t *restrict quants = rows->quants + (size_t)row * rows->num_inputs;
-    uint32_t most = 0;
-    for (int i = 0; i < num_inputs; i++) {
-        uint32_t bits = magnitude_bits(in[i]);
-        most = bits > most ? bits : most;
-    }
-    float highest;
-    memcpy(&highest, &most, 4);
-    int finite = most < 0x7F800000;
-    float scale = finite ? highest / 127.0f : NAN, divisor = scale > 0 ? scale : 1.0f;
-    rows->scales[row] = scale;
-    if (!finite) num_inputs = 0;
-    for (int i = 0; i < num_inputs; i++) {
-        int32_t level = (int32_t)((in[i] / divisor + 0x1.8p23f) - 0x1.8p23f);  // to the nearest, ties to even
-        quants[i] = level > 127 ? 127 : level < -127 ? -127 : level;  // more only where the scale is subnormal
-    }
-    memset(quants + num_inputs, 0, rows->num_inputs - num_inputs);
+    const int group = rows->group;
     for (int g = 0; g < rows->num_groups; g++) {
+        const float *restrict in = rows->floats + (size_t)row * num_inputs + g * group;
+        int8_t *restrict quants = rows->quants + (size_t)row * rows->num_inputs + g * group;
+        int here = num_inputs - g * group;
+        here = here < 0 ? 0 : here > group ? group : here;
+        uint32_t most = 0;
+        for (int i = 0; i < here; i++) {
+            uint32_t bits = magnitude_bits(in[i]);
+            most = bits > most ? bits : most;
+        }
+        float highest;
+        memcpy(&highest, &most, 4);
+        int finite = most < 0x7F800000;
+        float scale = finite ? highest / 127.0f : NAN, divisor = scale > 0 ? scale : 1.0f;
+        if (!finite) here = 0;
         int32_t sum = 0;
-        for (int i = 0; i < rows->group; i++) sum += quants[g * rows->group + i];
-        rows->sums[row * rows->num_groups + g] = sum;
+        for (int i = 0; i < here; i++) {
+            int32_t level = (int32_t)((in[i] / divisor + 0x1.8p23f) - 0x1.8p23f);  // to the nearest, ties to even
+            level = level > 127 ? 127 : level < -127 ? -127 : level;  // more only where the scale is subnormal
+            quants[i] = level;
+            sum += level;
+        }
+        memset(quants + here, 0, group - here);
+        rows->scales[(size_t)row * rows->num_groups + g] = scale;
+        rows->sums[(size_t)row * rows->num_groups + g] = sum;
     }
     int16_t *wide = rows->wide ? rows->wide + (size_t)row * rows->num_inputs : NULL;
+    const int8_t *quants = rows->quants + (size_t)row * rows->num_inputs;
     for (int i = 0; wide && i < rows->num_inputs; i += 4)
         for (int j = 0; j < 4; j++) wide[i + j] = quants[i + 2 * (j & 1) + (j >> 1)];
 }
@@ -386,21 +393,35 @@ INLINE void store(const Weight *weight, int panel, float *out, Floats x) {
 }
 
 INLINE void tile_bytes(const Weight *weight, int panel, const Rows *in, int row, float *out, int panels, int rows) {
-    Ints sums[MAX_PANELS][MAX_ROWS];
-    const uint8_t *quants[MAX_PANELS];
-    const Activation8 *activations[MAX_ROWS];
-    for (int r = 0; r < rows; r++) activations[r] = ACTIVATIONS(Activation8, in, row + r, 0);
-    for (int p = 0; p < panels; p++) {
-        quants[p] = weight->quants + (size_t)(panel + p) * LANES * in->num_inputs;
-        for (int r = 0; r < rows; r++) sums[p][r] = all_ints(-128 * in->sums[row + r]);
-    }
-    dot_bytes(panels, rows, sums, quants, activations, in->num_inputs);
-    for (int p = 0; p < panels; p++) {
-        Floats scale = load_floats((const float *)weight->scales + (panel + p) * LANES);
-        for (int r = 0; r < rows; r++) {
-            Floats x = mul(mul(to_floats(sums[p][r]), scale), all_floats(in->scales[row + r]));
-            store(weight, panel + p, out + (size_t)(row + r) * weight->num_outputs, x);
+    const int group = in->group, num_groups = in->num_groups, grouped = weight->group > 0;
+    const float *scales = weight->scales;
+    Floats totals[MAX_PANELS][MAX_ROWS];
+    for (int p = 0; p < panels; p++)
+        for (int r = 0; r < rows; r++) totals[p][r] = all_floats(0);
+    for (int g = 0; g < num_groups; g++) {
+        Ints sums[MAX_PANELS][MAX_ROWS];
+        const uint8_t *quants[MAX_PANELS];
+        const Activation8 *activations[MAX_ROWS];
+        UNROLL for (int r = 0; r < rows; r++) activations[r] = ACTIVATIONS(Activation8, in, row + r, g * group);
+        UNROLL for (int p = 0; p < panels; p++) {
+            quants[p] = weight->quants + ((size_t)(panel + p) * num_groups + g) * LANES * group;
+            UNROLL for (int r = 0; r < rows; r++) sums[p][r] = all_ints(-128 * in->sums[(row + r) * num_groups + g]);
         }
+        dot_bytes(panels, rows, sums, quants, activations, group);
+        UNROLL for (int p = 0; p < panels; p++) {
+            Floats scale = all_floats(0);
+            if (grouped) scale = load_floats(scales + ((size_t)(panel + p) * num_groups + g) * LANES);
+            UNROLL for (int r = 0; r < rows; r++) {
+                Floats dot = to_floats(sums[p][r]);
+                if (grouped) dot = mul(dot, scale);
+                totals[p][r] = add(totals[p][r], mul(dot, all_floats(in->scales[(row + r) * num_groups + g])));
+            }
+        }
+    }
+    for (int p = 0; p < panels; p++) {
+        Floats scale = grouped ? all_floats(1) : load_floats(scales + (panel + p) * LANES);
+        for (int r = 0; r < rows; r++)
+            store(weight, panel + p, out + (size_t)(row + r) * weight->num_outputs, mul(totals[p][r], scale));
     }
 }
 
@@ -435,14 +456,14 @@ INLINE void tile_nibbles(const Weight *weight, int panel, const Rows *in, int ro
                 Floats dot = to_floats(sums[p][r]);  // under 2^24, so whole numbers stay whole
                 if (kind == INT4_ZEROS)
                     dot = mul_add(zeros, all_floats((float)-in->sums[(row + r) * num_groups + g]), dot);
-                totals[p][r] = add(totals[p][r], mul(dot, scale));
+                Floats of_row = all_floats(in->scales[(row + r) * num_groups + g]);
+                totals[p][r] = add(totals[p][r], mul(mul(dot, scale), of_row));
             }
         }
     }
     for (int p = 0; p < panels; p++)
         for (int r = 0; r < rows; r++)
-            store(weight, panel + p, out + (size_t)(row + r) * weight->num_outputs,
-                  mul(totals[p][r], all_floats(in->scales[row + r])));
+            store(weight, panel + p, out + (size_t)(row + r) * weight->num_outputs, totals[p][r]);
 }
 
 // Activations as they are; FP8 comes out of load_fp8 too small by 2^8, which its scales make good.
@@ -628,8 +649,9 @@ static void multiply(void *context, int item, int thread) {
 }
 
 static Rows rows_for(const Weight *weight) {
-    Rows rows = {.num_inputs = (weight->num_inputs + INPUT_PADDING - 1) / INPUT_PADDING * INPUT_PADDING};
-    rows.group = weight->group ? weight->group : rows.num_inputs;
+    const int padding = weight->group ? weight->group : INPUT_PADDING;
+    Rows rows = {.num_inputs = (weight->num_inputs + padding - 1) / padding * padding};
+    rows.group = weight->group ? weight->group : ACTIVATION_GROUP;
     rows.num_groups = rows.num_inputs / rows.group;
     return rows;
 }

@@ -16,7 +16,7 @@ KINDS = {("int8", False): 0, ("int4", False): 1, ("int4", True): 2, ("mxfp4", Fa
 PANELS = 4
 """Weights are padded to as many panels, MAX_PANELS of linear.c."""
 
-INPUTS = 32
+INPUTS = 64
 """And int8 rows to as many inputs, its INPUT_PADDING."""
 
 MAX_INPUTS = 65_536
@@ -57,7 +57,7 @@ def pack(quantized: Quantized, bias_F: Tensor | None, library: Library) -> Packe
     _refuse_nan(quantized)
     lanes = library.lanes
     if format.kind == "int8":
-        quants = _panels(F.pad(quantized.quants, (0, -width % INPUTS)).view(torch.uint8) ^ 128, lanes, 4)
+        quants = _panels(F.pad(quantized.quants, (0, -width % (format.group or INPUTS))).view(torch.uint8) ^ 128, lanes, 4)
     elif format.kind == "fp8":
         quants = _panels(quantized.quants.view(torch.uint8), lanes, 1)
     else:

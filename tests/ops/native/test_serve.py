@@ -10,6 +10,7 @@ from cascadevl.ops.formats import FORMATS, Kind
 from cascadevl.ops.native import linear as native
 from cascadevl.ops.native import serve
 from cascadevl.ops.quantize import dequantize, linear, quantize
+from cascadevl.ops.triton import linear as gpu
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ def test_the_row_that_begins_last_serves(monkeypatch):
 
 
 def test_what_the_table_lacks_is_dequantised():
-    assert serve.choose(FORMATS["int8"], torch.device("cuda"), 1) == "dequantised"
+    assert serve.choose(FORMATS["int8"], torch.device("meta"), 1) == "dequantised"
 
 
 def test_gradients_go_through_the_rounded_weights():
@@ -61,3 +62,13 @@ def test_rows_too_long_for_32_bits_are_not_the_kernels(caplog):
     serve._say_slow.cache_clear()
     quantized = quantize(torch.ones(1, native.MAX_INPUTS + 1), FORMATS["int8"])
     assert serve.prepare(quantized, None) is None
+
+
+def test_on_a_gpu_the_table_has_every_format_too_and_what_triton_packed_comes_back():
+    assert all(serve.choose(FORMATS[name], torch.device("cuda"), 1) == "triton" for name in FORMATS)
+    for name in FORMATS:
+        quantized = quantize(torch.randn(8, 128), FORMATS[name])
+        packed, x = gpu.pack(quantized, None), torch.randn(3, 128)
+        assert torch.equal(serve.plain(packed).quants.float(), quantized.quants.float())
+        # On a device that its kernel does not know it is still right.
+        assert torch.equal(serve.linear(x, packed, None), linear(x, quantized))
