@@ -19,6 +19,7 @@ from cascadevl.checkpoints.quantized_matrix import Held, Rounded, same_kind
 from cascadevl.checkpoints.quantized_methods import Method, read_awq, read_fp8, read_gptq, read_mxfp4
 from cascadevl.checkpoints.weights import Entry, Reader
 from cascadevl.core.errors import CheckpointError
+from cascadevl.core.precision import KV_FORMATS
 from cascadevl.models.quant_linear import STACKS, cut, joined, put
 from cascadevl.ops.formats import Quantized
 
@@ -33,9 +34,6 @@ METHODS: dict[str, Method] = {
     "mxfp4": read_mxfp4,
 }
 """The table: `quant_method` -> how its tensors are read."""
-
-KV_FORMATS = ("auto", "float32", "bfloat16", "int8", "int4", "fp8")
-"""What keys and values may be kept in."""
 
 KEYS = ("quantization_config", "compression_config")
 WHOLE = ("modules_to_not_convert", "ignore", "ignored_layers", "modules_to_not_quantize")
@@ -66,8 +64,10 @@ def settings(raw: Mapping[str, Any], where: Path) -> dict[str, Any] | None:
 def kv_cache(raw: Mapping[str, Any], where: Path) -> str:
     """The format of keys and values that `cascadevl quantize --kv` wrote down."""
     wanted = (raw.get("cascadevl") or {}).get("kv_cache", "auto")
-    if wanted not in KV_FORMATS:
-        raise CheckpointError(f"{where} asks for keys and values in {wanted!r}: expected {', '.join(KV_FORMATS)}.")
+    if wanted not in ("auto", *KV_FORMATS):
+        raise CheckpointError(
+            f"{where} asks for keys and values in {wanted!r}: expected auto, {', '.join(KV_FORMATS)}."
+        )
     return wanted
 
 

@@ -27,16 +27,17 @@ class Ocr:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder for text, Markdown, JSON, hOCR and HTML of each page, report.json and index.html."""
     readers: str = "auto"
-    """Separated by commas, the first decides ties: tesseract, rapidocr, gocr, ocrad, a model's name or folder
-    (MODEL*3 draws three samples), http://host:8000/v1#model. "auto" takes the programs that are installed."""
+    """Separated by commas, the first decides ties: tesseract, rapidocr, easyocr, gocr, ocrad, clean:NAME (shown a
+    cleaned picture), a model's name or folder (MODEL*3 draws three samples), http://host:8000/v1#model.
+    "auto" takes what is installed."""
     language: str = "eng"
     """Of tesseract; several joined by +."""
     max_doubt: float = 0.1
-    """Pages with more are doubtful."""
+    """Pages whose two nearest readings differ by more are doubtful."""
     max_number_doubt: float = 0.15
     """Pages with a number that is more doubtful are doubtful too."""
     expert: str | None = None
-    """A model, or an address as above, that is shown doubtful pages with all readings."""
+    """A model, or an address as above, that is shown the doubtful lines of doubtful pages with all readings."""
     expert_share: float = 0.1
     """Part of all pages that the expert may see, the most doubtful first."""
     truth: Path | None = None
@@ -47,6 +48,10 @@ class Ocr:
     """Seconds after which a reader of a page is killed; the others go on."""
     max_new_tokens: Annotated[int, tyro.conf.arg(metavar="N")] = 2048
     """Length of what a model reads."""
+    pdf: bool = False
+    """Also a searchable PDF of every file."""
+    daft: bool = False
+    """Share out the pages with Daft: over the cores, or with DAFT_RUNNER=ray over a cluster."""
     json: bool = False
     """Print report.json."""
 
@@ -91,6 +96,10 @@ def ocr(order: Ocr) -> int:
     )
     sources = find_pages(order.pages)
     workers = order.workers or os.cpu_count() or 1
+    if order.daft:
+        from cascadevl.apps.ocr_consensus.cluster import read_on_cluster
+
+        read_on_cluster(sources, choice, Run(out=order.out, desks=(), limits=limits, pdf=order.pdf), workers)
     desks = [choice.desk(order.out / ".readings") for _ in range(min(workers, len(sources)))]
     terminal = Console(stderr=True)
     with Progress(console=terminal, disable=not terminal.is_terminal) as bar:
@@ -101,7 +110,8 @@ def ocr(order: Ocr) -> int:
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done)
 
-        report = Run(out=order.out, desks=desks, limits=limits, truth=order.truth, progress=progress)(sources)
+        run = Run(out=order.out, desks=desks, limits=limits, truth=order.truth, pdf=order.pdf, progress=progress)
+        report = run(sources)
     if order.json:
         print(json.dumps(report, ensure_ascii=False))
     print(

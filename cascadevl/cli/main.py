@@ -17,11 +17,15 @@ from cascadevl.core.errors import UserError
 VERBS = {
     "ask": ("cascadevl.cli.ask", "Ask a model about pictures and videos; without any words, chat with it."),
     "app": ("cascadevl.cli.app", "Programs made of the models: ocr reads pages several times and marks the doubts."),
+    "bench": ("cascadevl.cli.bench", "How fast a model is here, beside what is possible; bench serve: a server."),
     "convert": (
         "cascadevl.cli.convert",
         "Rewrite a checkpoint in another official layout, and prove it equal.",
     ),
-    "data": ("cascadevl.cli.data", "Look at data before training: check, show, stats; diff two models; schema of a format."),
+    "data": (
+        "cascadevl.cli.data",
+        "Look at data before training: check, show, stats; diff two models; schema of a format.",
+    ),
     "doctor": ("cascadevl.cli.doctor", "What this machine has, what is missing, and what that would unlock."),
     "estimate": ("cascadevl.cli.estimate", "What a question will take before it is asked: memory, products, seconds."),
     "quantize": ("cascadevl.cli.quantize", "Round a model's weights to few bits; a card says what it cost."),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cascadevl.core.errors import ConfigError
-from cascadevl.ops.kv_formats import DTYPES, KVFormat
+from cascadevl.core.precision import KV_FORMATS, KVFormat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,10 +29,12 @@ class EngineConfig:
     """Keep the keys and values of prompts, for others that begin the same."""
     batch_invariant: bool = False
     """A request gives bit-identical logits alone or in any batch; slower."""
+    graphs: bool = True
+    """On a GPU, record the launches of steps of few tokens and play them back: engine/graphs.py."""
 
     def __post_init__(self) -> None:
-        if self.kv_format not in ("auto", *DTYPES):
-            known = ", ".join(("auto", *DTYPES))
+        if self.kv_format not in ("auto", *KV_FORMATS):
+            known = ", ".join(("auto", *KV_FORMATS))
             raise ConfigError(f"EngineConfig: kv_format is {self.kv_format!r}, expected one of {known}.")
         for name in ("page_size", "max_running", "max_step_tokens", "max_step_tiles"):
             if getattr(self, name) < 1:

@@ -6,14 +6,13 @@ and values are far below 448. Legend: B bytes or numbers that a vector takes.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from cascadevl.core.errors import ConfigError
-
-KVFormat = Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"]
+from cascadevl.core.precision import KVFormat
 
 DTYPES: dict[KVFormat, torch.dtype] = {
     "float32": torch.float32,

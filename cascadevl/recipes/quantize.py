@@ -20,12 +20,12 @@ import cascadevl
 from cascadevl.checkpoints.layouts import layouts, locate, read_json, recognise
 from cascadevl.checkpoints.load import load_parts
 from cascadevl.checkpoints.parts import Parts
-from cascadevl.checkpoints.quantized import KV_FORMATS
 from cascadevl.checkpoints.save import check_target, write_parts
 from cascadevl.core.config import evolve
 from cascadevl.core.errors import CheckpointError, ConfigError, MessageError
 from cascadevl.core.files import atomic_folder
 from cascadevl.core.messages import Conversation, Text, Turn
+from cascadevl.core.precision import KV_FORMATS
 from cascadevl.engine.calibrate import Scaled, scale_weights
 from cascadevl.gym import TASKS
 from cascadevl.models.quant_linear import few_bits, quantize_decoder, quantize_linears
@@ -64,8 +64,8 @@ class Quantize:
     def __post_init__(self) -> None:
         if self.weights not in FORMATS:
             raise ConfigError(f"weights={self.weights!r} is no format we know: expected {', '.join(FORMATS)}.")
-        if self.kv not in KV_FORMATS:
-            raise ConfigError(f"kv={self.kv!r} is no format we know: expected {', '.join(KV_FORMATS)}.")
+        if self.kv not in ("auto", *KV_FORMATS):
+            raise ConfigError(f"kv={self.kv!r} is no format we know: expected auto, {', '.join(KV_FORMATS)}.")
         if self.num_samples < 1 or not self.max_kl > 0:
             raise ConfigError(f"num_samples and max_kl must be above 0, got {self.num_samples} and {self.max_kl}.")
 

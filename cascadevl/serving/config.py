@@ -1,8 +1,11 @@
 """How a server behaves: who may reach it, how much it takes on, how long it waits."""
 
 import ipaddress
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cascadevl.core.errors import ConfigError
 from cascadevl.preprocessing.image import MediaLimits
@@ -29,7 +32,7 @@ class ServingConfig:
     max_images: int = 64
     """Pictures and videos of one request."""
     max_request_pixels: int = 100_000_000
-    """Pixels of all pictures of a request together; they are in memory at the same time."""
+    """Pixels of all pictures of a request together."""
     max_image_pixels: int = 50_000_000
     """Pixels of one picture."""
     max_video_s: float = 600.0
@@ -37,7 +40,17 @@ class ServingConfig:
     max_frames: int = 128
     """Frames of a video that are looked at."""
     media_workers: int = 2
-    """Threads that decode pictures and cut them up."""
+    """Processes, or threads, that decode pictures and videos and cut them up."""
+    media_isolation: Literal["process", "thread"] = "process" if os.name == "posix" else "thread"
+    """`process`: what makes a decoder hang, crash or swell harms its own request and no other."""
+    media_memory_bytes: int = 2 * 2**30
+    """Memory that such a process may take for its work."""
+    media_s: float = 30.0
+    """Seconds that all pictures and videos of a request may take to be fetched and decoded."""
+    fetch_hosts: tuple[str, ...] = ()
+    """Hosts from which http and https addresses are fetched: names, *.example.com, or * for every public one."""
+    fetch_s: float = 10.0
+    """Seconds within which a picture or video must be fetched."""
     max_requests: int = 512
     """Requests taken on at a time; more are told to come again."""
     max_queue_tokens: int = 400_000
@@ -59,6 +72,13 @@ class ServingConfig:
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"ServingConfig: {name} must be positive, got {getattr(self, name)}.")
+        for host in self.fetch_hosts:
+            if not _HOST.fullmatch(host):
+                raise ConfigError(
+                    f"fetch_hosts has {host!r:.100}: expected a name without scheme, port or path, *.example.com, or *."
+                )
+        if self.media_isolation == "process" and os.name != "posix":
+            raise ConfigError("media_isolation 'process' needs Linux or macOS: say --media-isolation thread.")
         if self.media_folder is not None and not self.media_folder.is_dir():
             raise ConfigError(f"media_folder is {str(self.media_folder)!r}: there is no such folder.")
 
@@ -90,6 +110,7 @@ class ServingConfig:
             )
 
 
+_HOST = re.compile(r"\*|(?:\*\.)?[\w.-]+|[0-9a-fA-F:]+")
 _POSITIVE = (
     "max_body_bytes",
     "max_choices",
@@ -100,6 +121,9 @@ _POSITIVE = (
     "max_video_s",
     "max_frames",
     "media_workers",
+    "media_memory_bytes",
+    "media_s",
+    "fetch_s",
     "max_requests",
     "max_queue_tokens",
     "max_queue_bytes",

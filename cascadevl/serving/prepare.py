@@ -1,31 +1,57 @@
-"""Bodies become model inputs, in a bounded pool of threads: reading JSON, decoding pictures, cutting them up."""
+"""Bodies become model inputs, in a bounded pool of threads. What is hostile in them is decoded by other processes."""
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import torch
 
 from cascadevl.checkpoints.parts import Parts
 from cascadevl.core.errors import MessageError
-from cascadevl.core.messages import Conversation
+from cascadevl.core.messages import Conversation, Image, Video
 from cascadevl.preprocessing.processor import ModelInputs, Processor
+from cascadevl.preprocessing.tiling import Tiling
 from cascadevl.serving.config import ServingConfig
-from cascadevl.serving.media import open_media
+from cascadevl.serving.decode import cut_up
+from cascadevl.serving.fetch import Fetch
+from cascadevl.serving.media import Cutter, Viewer, check_media
+from cascadevl.serving.workers import Workers
 
 T = TypeVar("T")
+
+MORE_THREADS = 6
+"""Beside those that wait for a decoder: for texts, and for what is fetched."""
+MOST_TILES = 4096
+"""Of a prompt whose length nothing else bounds."""
 
 
 class Preparer:
     """Everything between a body and the engine that takes time, and the threads for it."""
 
-    def __init__(self, parts: Parts, config: ServingConfig) -> None:
+    def __init__(self, parts: Parts, config: ServingConfig, fetch: Fetch | None = None) -> None:
+        """`fetch`: in the place of the one that the configuration asks for."""
         self._parts, self._config = parts, config
-        self._processor = Processor(
-            parts.spec, parts.tokenizer, max_tokens=parts.processor.max_tokens, limits=config.media
-        )
-        self._pool = ThreadPoolExecutor(config.media_workers, thread_name_prefix="media")
+        self._processor = _OfCuts(parts.spec, parts.tokenizer, max_tokens=parts.processor.max_tokens)
+        self._fetch = fetch
+        if fetch is None and config.fetch_hosts:
+            self._fetch = Fetch(hosts=config.fetch_hosts, max_bytes=config.max_body_bytes, timeout_s=config.fetch_s)
+        self.workers: Workers | None = None
+        """Processes that decode; None: the threads do."""
+        num_threads = config.media_workers
+        if config.media_isolation == "process":
+            self.workers = Workers(
+                config.media_workers, memory_bytes=config.media_memory_bytes, wait_s=config.deadline_s
+            )
+            num_threads += MORE_THREADS
+        self._cut: Cutter = self.workers or (lambda task, seconds: cut_up(task))
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="media")
+
+    def start(self) -> None:
+        """Start now what the first picture would start otherwise, and wait for it. Raises InternalError."""
+        if self.workers is not None:
+            self.workers.start()
 
     async def run(self, work: Callable[[], T]) -> T:
         """`work` in a thread of the pool; what is cancelled before its turn never runs."""
@@ -35,7 +61,11 @@ class Preparer:
         """Raises MediaError or MessageError."""
         if conversation.ends_with_answer:
             raise MessageError("The last message is the assistant's: end with what the user says.")
-        return self._processor(open_media(conversation, self._config), max_tiles=max_tiles)
+        check_media(conversation, self._config)
+        spec, longest = self._parts.spec, self._processor.max_tokens
+        room = MOST_TILES if longest is None else longest // spec.visual_tokens_per_tile
+        viewer = Viewer(self._config, spec, room, self._cut, self._fetch)
+        return self._processor(viewer.look(conversation, lambda medium: self._processor.tiling(medium, max_tiles)))
 
     def text(self, prompt: str | list[int]) -> ModelInputs:
         """A prompt without a template. Words that look like control tokens stay words; ids are taken as they are."""
@@ -68,3 +98,19 @@ class Preparer:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self.workers is not None:
+            self.workers.close()
+
+
+class _OfCuts(Processor):
+    """A processor of conversations whose media were opened and cut up elsewhere."""
+
+    def tiling(self, medium: Image | Video, max_tiles: int | None) -> Tiling:
+        """How a processor would cut it up."""
+        if isinstance(medium, Image):
+            return self._tiling_for(medium.max_tiles or max_tiles)
+        limit = self.spec.frame_max_tiles
+        return self._tiling_for(min(limit, max_tiles or limit))
+
+    def _open(self, medium: Image | Video, max_tiles: int | None, seed: int, opened: ExitStack) -> Any:
+        return medium.source

@@ -9,8 +9,8 @@ from pathlib import Path
 import cascadevl
 from cascadevl.engine.config import EngineConfig
 from cascadevl.serving.app import Service
-from cascadevl.serving.config import ServingConfig
 from cascadevl.serving.bodies import ChatBody
+from cascadevl.serving.config import ServingConfig
 from tests.serving.conftest import running
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cascadevl.core.precision import KVFormat
 from cascadevl.ops.attention import Layer, scores_to_output
-from cascadevl.ops.kv_formats import Kept, KVFormat
+from cascadevl.ops.kv_formats import Kept
 from cascadevl.ops.native.library import library
 from cascadevl.ops.native.paged_attention import Places, paged_attention, serves, store_pages
 

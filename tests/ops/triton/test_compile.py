@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cascadevl.ops.triton import available
+from cascadevl.ops.triton import OPTIONS, available
 
 pytestmark = [
     pytest.mark.slow,
@@ -76,7 +76,9 @@ def test_it_compiles(name: str, capability: int, tmp_path, monkeypatch: pytest.M
     signature = {each: "constexpr" if each in constants else types.get(each, "i32") for each in names}
     assert set(constants) <= set(names)
     fixed = {(list(names).index(each),): value for each, value in constants.items()}
-    compiled = triton.compile(ASTSource(kernel, signature, fixed), target=GPUTarget("cuda", capability, 32))
+    compiled = triton.compile(
+        ASTSource(kernel, signature, fixed), target=GPUTarget("cuda", capability, 32), options=OPTIONS
+    )
     assert compiled.asm["cubin"]
     if kernel_name in ("multiply", "attend"):
         assert "mma" in compiled.asm["ptx"], "products are left to the tensor cores"

@@ -1,0 +1,330 @@
+"""One contender of cpu_engines.py: NAME GGUF WORK THREADS; orders come as JSON lines, answers go out after an "@"."""
+
+import sys
+
+sys.path.pop(0)  # scripts beside this one have the names of packages
+
+import ctypes
+import json
+import math
+import pydoc_data.topics
+import resource
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+WINDOW = 512
+
+
+class Engine(Protocol):
+    def run(self, prompts: list[list[int]], said: int) -> tuple[float, float, float]:
+        """Greedy answers of exactly `said` tokens; seconds of prefill and of decode, and CPU seconds of decode."""
+        ...
+
+    def logprobs(self, ids: list[int]) -> np.ndarray:
+        """Of ids[1:], each given those before."""
+        ...
+
+
+class Clock:
+    """Wall and CPU time since the last look."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def lap(self) -> tuple[float, float]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        passed = wall - self.wall, cpu - self.cpu
+        self.wall, self.cpu = wall, cpu
+        return passed
+
+
+def log_softmax_at(logits_TV: np.ndarray, ids: list[int]) -> np.ndarray:
+    top = logits_TV.max(-1, keepdims=True)
+    sums = np.log(np.exp(logits_TV - top).sum(-1)) + top[:, 0]
+    return logits_TV[np.arange(len(ids)), ids] - sums
+
+
+class Ours:
+    def __init__(self, name: str, gguf: Path, threads: int) -> None:
+        import dataclasses
+
+        import torch
+
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+        from cascadevl.checkpoints.gguf import read_gguf
+        from cascadevl.checkpoints.graft import build_around
+        from cascadevl.checkpoints.tiny import TINY_VISION
+        from cascadevl.engine.config import EngineConfig
+        from cascadevl.engine.engine import Engine as Batching
+        from cascadevl.models.quant_linear import QuantLinear, quantize_linears
+        from cascadevl.ops.formats import FORMATS
+        from cascadevl.preprocessing.spec_file import Spec
+
+        torch.set_num_threads(threads)
+        self.torch = torch
+        language = read_gguf(gguf)
+        parts = build_around(language, TINY_VISION, Spec(template="jinja", jinja=language.chat_template))
+        self.parts = parts = dataclasses.replace(parts, stop_ids=())
+        _, weights, *rest = name.split()
+        decoder = parts.model.language_model
+        if weights != "fp32":
+            quantize_linears(decoder.model, lambda _: True, FORMATS[weights])
+            head = torch.nn.Linear(decoder.config.hidden_size, decoder.config.vocab_size, bias=False, device="meta")
+            head.weight = torch.nn.Parameter(decoder.model.embed_tokens.weight.detach(), requires_grad=False)
+            decoder.lm_head = QuantLinear.of(head, FORMATS["int8" if weights == "int8" else weights])
+        config = EngineConfig(cache_bytes=1_000_000_000, prefix_cache=False, kv_format="int8" if rest else "auto")
+        self.engine = Batching(parts, config)
+
+    def inputs(self, ids: list[int]) -> Any:
+        from cascadevl.preprocessing.processor import ModelInputs
+
+        torch = self.torch
+        return ModelInputs(
+            token_ids=torch.tensor(ids), tiles=torch.empty(0, 3, 1, 1, dtype=torch.uint8), grids=[], sizes=[],
+            trained=torch.ones(len(ids), dtype=torch.bool), num_visual_tokens=0, spec_hash=self.parts.spec.hash,
+        )  # fmt: skip
+
+    def run(self, prompts: list[list[int]], said: int) -> tuple[float, float, float]:
+        from cascadevl.core.generation import Sampling
+
+        engine, sampling = self.engine, Sampling(max_new_tokens=said, loop_guard=False)
+        clock = Clock()
+        tickets = [engine.submit(self.inputs(ids), sampling) for ids in prompts]
+        while not all(ticket.request.said for ticket in tickets):
+            engine.step()
+        prefill_s, _ = clock.lap()
+        while engine.busy:
+            engine.step()
+        decode_s, decode_cpu_s = clock.lap()
+        return prefill_s, decode_s, decode_cpu_s
+
+    def logprobs(self, ids: list[int]) -> np.ndarray:
+        from cascadevl.ops.attention import dense
+
+        torch, decoder = self.torch, self.parts.model.language_model
+        with torch.inference_mode():
+            hidden = decoder(decoder.embed(torch.tensor(ids)), torch.arange(len(ids)).float(), dense)
+            return log_softmax_at(decoder.logits(hidden[:-1]).numpy(), ids[1:])
+
+
+class LlamaCpp:
+    def __init__(self, name: str, gguf: Path, work: Path, threads: int) -> None:
+        import llama_cpp
+
+        self.c = llama_cpp
+        kind = name.split()[1]
+        file = work / f"smol-{kind}.gguf"
+        if not file.exists():
+            settings = llama_cpp.llama_model_quantize_default_params()
+            settings.ftype = {"Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0}[
+                kind
+            ]
+            settings.allow_requantize = True
+            part = file.with_suffix(".part")
+            assert llama_cpp.llama_model_quantize(str(gguf).encode(), str(part).encode(), ctypes.byref(settings)) == 0
+            part.rename(file)
+        llama_cpp.llama_backend_init()
+        self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = 8 * 1024, 4096, 512, 8
+        settings.n_threads = settings.n_threads_batch = threads
+        settings.kv_unified = True
+        self.context = llama_cpp.llama_init_from_model(self.model, settings)
+        self.num_entries = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+
+    def _decode(self, rows: list[tuple[int, int, int, bool]]) -> None:
+        """(token, position, sequence, logits wanted) of each row."""
+        batch = self.c.llama_batch_init(len(rows), 0, 1)
+        batch.n_tokens = len(rows)
+        for at, (token, position, sequence, wanted) in enumerate(rows):
+            batch.token[at], batch.pos[at], batch.n_seq_id[at] = token, position, 1
+            batch.seq_id[at][0], batch.logits[at] = sequence, wanted
+        status = self.c.llama_decode(self.context, batch)
+        self.c.llama_batch_free(batch)
+        assert status == 0, status
+
+    def _logits(self, row: int) -> np.ndarray:
+        return np.ctypeslib.as_array(self.c.llama_get_logits_ith(self.context, row), (self.num_entries,))
+
+    def _clear(self) -> None:
+        self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
+
+    def run(self, prompts: list[list[int]], said: int) -> tuple[float, float, float]:
+        self._clear()
+        clock = Clock()
+        chosen = []
+        for sequence, ids in enumerate(prompts):
+            self._decode([(t, at, sequence, at == len(ids) - 1) for at, t in enumerate(ids)])
+            chosen.append(int(self._logits(len(ids) - 1).argmax()))
+        prefill_s, _ = clock.lap()
+        for step in range(said - 1):
+            self._decode([(t, len(prompts[s]) + step, s, True) for s, t in enumerate(chosen)])
+            chosen = [int(self._logits(row).argmax()) for row in range(len(chosen))]
+        decode_s, decode_cpu_s = clock.lap()
+        return prefill_s, decode_s, decode_cpu_s
+
+    def logprobs(self, ids: list[int]) -> np.ndarray:
+        self._clear()
+        self._decode([(t, at, 0, True) for at, t in enumerate(ids)])
+        rows = np.stack([self._logits(row) for row in range(len(ids) - 1)])
+        return log_softmax_at(rows, ids[1:])
+
+
+class Genai:
+    def __init__(self, work: Path, threads: int) -> None:
+        import onnxruntime_genai as og
+
+        folder = work / "genai-int4"
+        if not (folder / "genai_config.json").exists():
+            command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(work / "hf")]
+            paths = ["-o", str(folder), "-c", str(work / "cache")]
+            subprocess.run([*command, *paths, "-p", "int4", "-e", "cpu"], check=True, stdout=subprocess.DEVNULL)
+        self.og = og
+        config = og.Config(str(folder))
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        self.model = og.Model(config)
+        self.folder, self.threads = folder, threads
+
+    def run(self, prompts: list[list[int]], said: int) -> tuple[float, float, float]:
+        settings = self.og.GeneratorParams(self.model)
+        total = len(prompts[0]) + said
+        settings.set_search_options(max_length=total, min_length=total, batch_size=len(prompts), do_sample=False)
+        generator = self.og.Generator(self.model, settings)
+        clock = Clock()
+        generator.append_tokens(np.array(prompts, dtype=np.int32))
+        generator.generate_next_token()
+        prefill_s, _ = clock.lap()
+        for _ in range(said - 1):
+            generator.generate_next_token()
+        decode_s, decode_cpu_s = clock.lap()
+        return prefill_s, decode_s, decode_cpu_s
+
+    def logprobs(self, ids: list[int]) -> np.ndarray:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        if not hasattr(self, "session"):
+            self.session = ort.InferenceSession(str(self.folder / "model.onnx"), options)
+        feeds: dict[str, Any] = {}
+        for tensor in self.session.get_inputs():
+            if tensor.name == "input_ids":
+                feeds[tensor.name] = np.array([ids], dtype=np.int64)
+            elif tensor.name == "attention_mask":
+                feeds[tensor.name] = np.ones((1, len(ids)), dtype=np.int64)
+            elif tensor.name == "position_ids":
+                feeds[tensor.name] = np.arange(len(ids), dtype=np.int64)[None]
+            else:
+                feeds[tensor.name] = np.zeros((1, 3, 0, 64), dtype=np.float32)  # no keys and values yet
+        logits = self.session.run(["logits"], feeds)[0][0]
+        return log_softmax_at(logits[:-1].astype(np.float32), ids[1:])
+
+
+class Translate:
+    def __init__(self, work: Path, threads: int) -> None:
+        import ctranslate2
+
+        folder = work / "ct2"
+        if not folder.exists():
+            ctranslate2.converters.TransformersConverter(str(work / "hf")).convert(str(folder))
+        self.generator = ctranslate2.Generator(str(folder), compute_type="int8", intra_threads=threads, inter_threads=1)
+        words = json.loads((work / "hf" / "tokenizer.json").read_text())["model"]["vocab"]
+        added = json.loads((work / "hf" / "tokenizer.json").read_text())["added_tokens"]
+        self.words = {number: word for word, number in words.items()} | {a["id"]: a["content"] for a in added}
+
+    def run(self, prompts: list[list[int]], said: int) -> tuple[float, float, float]:
+        tokens = [[self.words[i] for i in ids] for ids in prompts]
+        seconds = []
+        for length in (1, said):  # it has no steps: decode is what the rest takes
+            clock = Clock()
+            self.generator.generate_batch(
+                tokens, max_length=length, min_length=length, sampling_topk=1, include_prompt_in_result=False,
+                max_batch_size=0,
+            )  # fmt: skip
+            seconds.append(clock.lap())
+        (prefill_s, prefill_cpu_s), (all_s, all_cpu_s) = seconds
+        return prefill_s, all_s - prefill_s, all_cpu_s - prefill_cpu_s
+
+    def logprobs(self, ids: list[int]) -> np.ndarray:
+        scored = self.generator.score_batch([[self.words[i] for i in ids]])[0]
+        return np.array(scored.log_probs)
+
+
+class Transformers:
+    def __init__(self, work: Path, threads: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(threads)
+        self.torch = torch
+        self.model = AutoModelForCausalLM.from_pretrained(work / "hf", dtype=torch.float32).eval()
+
+    def run(self, prompts: list[list[int]], said: int) -> tuple[float, float, float]:
+        torch = self.torch
+        with torch.inference_mode():
+            clock = Clock()
+            out = self.model(torch.tensor(prompts), use_cache=True, logits_to_keep=1)
+            chosen = out.logits[:, -1].argmax(-1, keepdim=True)
+            prefill_s, _ = clock.lap()
+            for _ in range(said - 1):
+                out = self.model(chosen, past_key_values=out.past_key_values, use_cache=True)
+                chosen = out.logits[:, -1].argmax(-1, keepdim=True)
+            decode_s, decode_cpu_s = clock.lap()
+        return prefill_s, decode_s, decode_cpu_s
+
+    def logprobs(self, ids: list[int]) -> np.ndarray:
+        with self.torch.inference_mode():
+            return log_softmax_at(self.model(self.torch.tensor([ids])).logits[0, :-1].numpy(), ids[1:])
+
+
+def made(name: str, gguf: Path, work: Path, threads: int) -> Engine:
+    kinds: dict[str, Callable[[], Engine]] = {
+        "ours": lambda: Ours(name, gguf, threads),
+        "llama.cpp": lambda: LlamaCpp(name, gguf, work, threads),
+        "onnxruntime-genai": lambda: Genai(work, threads),
+        "ctranslate2": lambda: Translate(work, threads),
+        "transformers": lambda: Transformers(work, threads),
+    }
+    return kinds[name.split()[0]]()
+
+
+def held_out(work: Path, num: int) -> list[int]:
+    """Prose that no contender was calibrated on: the topics of Python's own help."""
+    from tokenizers import Tokenizer
+
+    text = "\n\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
+    return Tokenizer.from_file(str(work / "hf" / "tokenizer.json")).encode(text).ids[:num]
+
+
+def answer(engine: Engine, order: dict[str, Any], work: Path) -> dict[str, Any]:
+    if order["do"] == "run":
+        rng = np.random.default_rng(0)
+        prompts = [rng.integers(1000, 40_000, order["prompt"]).tolist() for _ in range(order["batch"])]
+        prefill_s, decode_s, decode_cpu_s = engine.run(prompts, order["said"])
+        memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return {"prefill_s": prefill_s, "decode_s": decode_s, "decode_cpu_s": decode_cpu_s, "memory_mb": memory_mb}
+    ids = held_out(work, order["tokens"])
+    windows = [ids[at : at + WINDOW] for at in range(0, len(ids) - WINDOW + 1, WINDOW)]
+    logprobs = np.concatenate([engine.logprobs(window) for window in windows])
+    return {"perplexity": math.exp(-float(logprobs.mean())), "tokens": len(logprobs)}
+
+
+def main() -> None:
+    name, gguf, work, threads = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+    engine = made(name, gguf, work, threads)
+    print("@" + json.dumps({"ready": name}), flush=True)
+    for line in sys.stdin:
+        try:
+            row = answer(engine, json.loads(line), work)
+        except Exception as error:  # the border of a worker
+            row = {"refused": f"{type(error).__name__}: {error}"}
+        print("@" + json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
