@@ -24,6 +24,7 @@ EXTRAS = {
     "sentencepiece": "models whose tokenizer is a tokenizer.model: InternLM2, Yi, Phi-3 (InternVL 1.5 to 3)",
     "constraints": "answers bound to a JSON schema, a regular expression or a list of choices",
     "serve": "`cascadevl serve`: an OpenAI-compatible server",
+    "gpu": "kernels for weights, keys and values of few bits on a GPU",
     "data": "reading parquet files",
     "train": "curves of `cascadevl train` in TensorBoard; log.jsonl and report.html go without",
     "ocr": "comparing readings of a page (`cascadevl app ocr`); the readers themselves are named by its errors",

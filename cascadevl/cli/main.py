@@ -24,7 +24,7 @@ VERBS = {
     ),
     "data": (
         "cascadevl.cli.data",
-        "Look at data before training: check, show, stats; diff two models; schema of a format.",
+        "Look at data before training: check, show, stats, schema; diff two models.",
     ),
     "doctor": ("cascadevl.cli.doctor", "What this machine has, what is missing, and what that would unlock."),
     "estimate": ("cascadevl.cli.estimate", "What a question will take before it is asked: memory, products, seconds."),

@@ -90,7 +90,7 @@ class Engine:
         self.pool = PagePool(num_pages, config.page_size)
         self.scheduler = Scheduler(self.pool, config.max_step_tokens, config.max_running)
         cache = PagedCache(decoder, num_pages + 1, config.page_size, kv_format, model.device)
-        self.runner = Runner(model, cache, num_pages, invariant=config.batch_invariant)
+        self.runner = Runner(model, cache, num_pages, invariant=config.batch_invariant, graphs=config.graphs)
         self.tiles = TileCache(config.vision_bytes)
         self._tickets: dict[Request, Ticket] = {}
         self._capacity = min(decoder.rope.longest, num_pages * config.page_size)

@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cascadevl.core.precision import KVFormat
 from cascadevl.models.config import DecoderConfig
 from cascadevl.ops.attention import Layer, scores_to_output
-from cascadevl.ops.kv_formats import Kept, KVFormat, vector_bytes
+from cascadevl.ops.kv_formats import Kept, vector_bytes
 from cascadevl.ops.native.paged_attention import Places, paged_attention, serves
 
 FEW_TOKENS = 8
@@ -53,6 +54,7 @@ class PagedAttend:
     def __init__(self, cache: PagedCache, segments: Sequence[Segment], *, invariant: bool = False) -> None:
         self.cache, self.segments, self.invariant = cache, segments, invariant
         self.places = places_of(segments, cache.page_size)
+        self._placed = self.places.to(cache.device)
         tables_RP, position_T = self.places.tables_RP, self.places.position_T.long()
         page_T = tables_RP[self.places.request_T.long(), position_T // cache.page_size]
         self.page_T = page_T.to(cache.device, torch.int64)
@@ -69,7 +71,7 @@ class PagedAttend:
         outs, rest = [], self.segments[num_short:]
         if num_short:
             end = rest[0].first if rest else len(q_TNH)
-            outs.append(paged_attention(layer, q_TNH[:end], keys_PKSB, values_PKSB, self.places.part(slice(end))))
+            outs.append(paged_attention(layer, q_TNH[:end], keys_PKSB, values_PKSB, self._placed.part(slice(end))))
         outs += [self._one(layer, q_TNH[s.first : s.first + s.num], keys_PKSB, values_PKSB, s) for s in rest]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 

@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cascadevl.engine import kv_cache
 from cascadevl.engine.fused import FusedDecoder
+from cascadevl.engine.fused_triton import TritonDecoder
+from cascadevl.engine.graphs import SIZES, Graphs, Step, cuda_recorder
 from cascadevl.engine.kv_cache import PagedAttend, PagedCache, Segment, places_of
 from cascadevl.models.internvl import InternVL
 from cascadevl.models.linear import by_row
@@ -39,12 +42,19 @@ class Piece:
 class Runner:
     """The decoder over paged keys and values."""
 
-    def __init__(self, model: InternVL, cache: PagedCache, scratch_page: int, *, invariant: bool) -> None:
+    def __init__(
+        self, model: InternVL, cache: PagedCache, scratch_page: int, *, invariant: bool, graphs: bool = True
+    ) -> None:
         self.model, self.cache = model, cache
         self.scratch_page, self.invariant = scratch_page, invariant
         # Experts multiply as many rows as were sent to them: only a token by itself has no company there.
         self.rows = 1 if model.config.decoder.experts else ROWS
-        self.fused = FusedDecoder.of(model.language_model, cache)
+        self.fused: Step | None = FusedDecoder.of(model.language_model, cache)
+        self.few_tokens = self.longest_piece = FEW_TOKENS
+        on_gpu = None if invariant else TritonDecoder.of(model.language_model, cache)
+        if on_gpu is not None:
+            self.fused = self._recorded(on_gpu) if graphs else on_gpu
+            self.few_tokens, self.longest_piece = SIZES[-1], kv_cache.FEW_TOKENS
 
     def __call__(self, pieces: Sequence[Piece]) -> Tensor:
         """hidden_TD of all tokens, end to end; their keys and values are then in the pages."""
@@ -73,7 +83,8 @@ class Runner:
         lengths = [[max(at, p.length) for at in range(p.start + 1, p.start + len(p.token_ids) + 1)] for p in pieces]
         lengths_T = torch.tensor([length for each in lengths for length in each]).to(device)
         plain = not names_T[0]
-        if plain and self.fused is not None and (self.invariant or len(embed_TD) <= FEW_TOKENS):
+        few = len(embed_TD) <= self.few_tokens and max(s.num for s in segments) <= self.longest_piece
+        if plain and self.fused is not None and (self.invariant or few):
             return self._fused(self.fused, embed_TD, segments, lengths_T)
         if not self.invariant:
             return self._hidden(embed_TD, segments, lengths_T, names_T)
@@ -88,15 +99,25 @@ class Runner:
         padded_TD = F.pad(hidden_TD, (0, 0, 0, -len(hidden_TD) % ROWS))
         return torch.cat([head(rows_TD) for rows_TD in padded_TD.split(ROWS)])[: len(hidden_TD)]
 
-    def _fused(self, fused: FusedDecoder, embed_TD: Tensor, segments: Sequence[Segment], lengths_T: Tensor) -> Tensor:
+    def _recorded(self, step: Step) -> Graphs:
+        """As many pages as a request may have."""
+        config, pages = self.model.config.decoder, len(self.cache.keys.numbers[0])
+        return Graphs(
+            step, cuda_recorder(), most_tokens=SIZES[-1], scratch_page=self.scratch_page, width=config.hidden_size,
+            most_pages=min(pages, -(-config.rope.longest // self.cache.page_size)), head_size=config.head_size,
+            dtype=self.model.language_model.model.norm.weight.dtype, device=self.model.device,
+        )  # fmt: skip
+
+    def _fused(self, fused: Step, embed_TD: Tensor, segments: Sequence[Segment], lengths_T: Tensor) -> Tensor:
         """Some tokens at a time; each row is computed by itself, so that it does not matter which."""
         decoder = self.model.config.decoder
         places = places_of(segments, self.cache.page_size)
-        tables_TH = rope_table(places.position_T.float(), decoder.rope, decoder.head_size, lengths_T)
-        if len(embed_TD) <= FEW_TOKENS:
-            return fused(embed_TD, *tables_TH, places)
+        position_T = places.position_T.to(embed_TD.device)
+        cos_TH, sin_TH = rope_table(position_T.float(), decoder.rope, decoder.head_size, lengths_T)
+        if len(embed_TD) <= self.few_tokens:
+            return fused(embed_TD, cos_TH, sin_TH, places)
         parts = [slice(first, first + FEW_TOKENS) for first in range(0, len(embed_TD), FEW_TOKENS)]
-        return torch.cat([fused(embed_TD[part], *(x[part] for x in tables_TH), places.part(part)) for part in parts])
+        return torch.cat([fused(embed_TD[p], cos_TH[p], sin_TH[p], places.part(p)) for p in parts])
 
     def _hidden(
         self, embed_TD: Tensor, segments: Sequence[Segment], lengths_T: Tensor, names_T: Sequence[tuple[str, ...]]

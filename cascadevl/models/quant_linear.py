@@ -50,7 +50,7 @@ class QuantLinear(nn.Module):
     @property
     def quantized(self) -> Quantized:
         """The weight as plain tensors, made for this call where a kernel holds it otherwise."""
-        return native.unpack(self._weight) if isinstance(self._weight, native.Packed) else self._weight
+        return serve.plain(self._weight)
 
     @property
     def bias(self) -> Tensor | None:

@@ -11,6 +11,7 @@ I, O  inputs and outputs of one linear map
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -69,6 +70,8 @@ def apply_experts(
         # Runs differ from call to call: traced, each would be compiled anew.
         untraced: Any = torch.compiler.disable(apply_experts)
         return untraced(hidden_TD, weights_Tk, experts_Tk, num_experts, expert)
+    if experts_Tk.device.type == "cuda" and not torch.is_grad_enabled():
+        return apply_without_waiting(hidden_TD, weights_Tk, experts_Tk, num_experts, expert)
     num_tokens, num_per_token = experts_Tk.shape
     if num_tokens == 1:
         # Decoding: one row for each expert, nothing to sort.
@@ -83,6 +86,22 @@ def apply_experts(
         for index, run in runs:
             rows_AD[run] = expert(rows_AD[run], partial(linear_of_one, index))
     # A weighted sum of looked-up rows: embedding_bag does it without writing the looked-up rows down.
+    places_Tk = order_A.argsort().view(num_tokens, num_per_token)
+    return F.embedding_bag(places_Tk, rows_AD, mode="sum", per_sample_weights=weights_Tk)
+
+
+def apply_without_waiting(
+    hidden_TD: Tensor, weights_Tk: Tensor, experts_Tk: Tensor, num_experts: int, expert: Expert
+) -> Tensor:
+    """`apply_experts` on a GPU: how many rows an expert has stays there, as asking would wait for all that is still
+    being computed, in every layer. Without gradients; not yet run on a GPU."""
+    num_tokens, num_per_token = experts_Tk.shape
+    experts_A, order_A = experts_Tk.flatten().sort()
+    ends_E = torch.searchsorted(
+        experts_A, torch.arange(num_experts, device=experts_A.device), right=True, out_int32=True
+    )
+    rows_AD = hidden_TD.index_select(0, order_A // num_per_token)
+    rows_AD = expert(rows_AD, partial(grouped_on_device, experts_A, ends_E))
     places_Tk = order_A.argsort().view(num_tokens, num_per_token)
     return F.embedding_bag(places_Tk, rows_AD, mode="sum", per_sample_weights=weights_Tk)
 
@@ -115,6 +134,23 @@ def grouped_linear(runs: list[Run], rows_AI: Tensor, weight_EIO: Weight, bias_EO
     if torch.is_grad_enabled():
         return _GroupedLinear.apply(rows_AI, weight_EIO, bias_EO, runs)
     return _grouped(rows_AI, weight_EIO, bias_EO, runs)
+
+
+def grouped_on_device(
+    experts_A: Tensor, ends_E: Tensor, rows_AI: Tensor, weight_EIO: Weight, bias_EO: Tensor | None
+) -> Tensor:
+    """Rows in the order of their experts, and where each expert's end. What torch's kernel refuses (numbers that are
+    not bf16, rows of no multiple of 16 bytes, weights of few bits) has to ask for the ends after all."""
+    if (
+        isinstance(weight_EIO, nn.ModuleList)
+        or not rows_AI.dtype == weight_EIO.dtype == torch.bfloat16
+        or any(size % 8 for size in weight_EIO.shape[1:])
+    ):
+        ends = ends_E.tolist()
+        runs = [(index, slice(*each)) for index, each in enumerate(pairwise([0, *ends])) if each[0] < each[1]]
+        return grouped_linear(runs, rows_AI, weight_EIO, bias_EO)
+    out_AO = F.grouped_mm(rows_AI, weight_EIO, offs=ends_E)
+    return out_AO if bias_EO is None else out_AO + bias_EO[experts_A]
 
 
 def _grouped(rows_AI: Tensor, weight_EIO: Tensor, bias_EO: Tensor | None, runs: list[Run]) -> Tensor:

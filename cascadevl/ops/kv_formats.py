@@ -1,8 +1,8 @@
 """How keys and values are kept: as numbers of 32 or 16 bits, or of 8 or 4 with a range for each vector.
 
 TurboMind's scheme (arXiv 2508.15601): every vector of H numbers, of one token, head and layer, is rounded by itself
-when it is written: code = round((x - lowest) / scale), scale = (highest - lowest) / levels. FP8 (E4M3) has no range: keys
-and values are far below 448. Legend: B bytes or numbers that a vector takes.
+when it is written: code = round((x - lowest) / scale), scale = (highest - lowest) / levels. FP8 (E4M3) has no range:
+keys and values are far below 448. Legend: B bytes or numbers that a vector takes.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Rounding weights to few bits, and what they mean: the oracle of every kernel, in plain torch.
 
-`linear` multiplies with the rounded weights and nothing else is rounded. `linear_dynamic` also rounds
-activations to 8 bits, in groups of each row, as fast kernels must; its bits are theirs, since whole numbers are summed exactly and the few
-roundings come in one fixed order.
+`linear` multiplies with the rounded weights and nothing else is rounded. `linear_dynamic` also rounds activations to 8
+bits, in groups of each row, as fast kernels must; its bits are theirs, since whole numbers are summed exactly and the
+few roundings come in one fixed order.
 """
 
 import torch

@@ -5,12 +5,12 @@ import torch
 
 from cascadevl.checkpoints.tiny import TINY_DECODERS
 from cascadevl.core.config import evolve
+from cascadevl.core.precision import KVFormat
 from cascadevl.engine.fused import FusedDecoder
 from cascadevl.engine.kv_cache import PagedAttend, PagedCache, Segment, places_of
 from cascadevl.models.decoder import Decoder
 from cascadevl.models.quant_linear import quantize_linears
 from cascadevl.ops.formats import FORMATS
-from cascadevl.ops.kv_formats import KVFormat
 from cascadevl.ops.native.library import library, set_threads
 from cascadevl.ops.rope import rope_table
 

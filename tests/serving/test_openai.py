@@ -295,7 +295,9 @@ def test_penalties_bias_and_the_end_become_sampling():
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (1.0, -0.5)
     assert (sampling.logit_bias, sampling.min_new_tokens) == (((3, -1.0), (7, 2.0)), 4)
     assert not sampling.loop_guard, "who wants so many tokens wants them even if they repeat themselves"
-    endless = read_chat(json.dumps({**GOOD, "ignore_eos": True, "loop_guard": True}).encode(), ("nano",), ServingConfig())
+    endless = read_chat(
+        json.dumps({**GOOD, "ignore_eos": True, "loop_guard": True}).encode(), ("nano",), ServingConfig()
+    )
     assert (endless.sampling.ignore_eos, endless.sampling.loop_guard) == (True, True)
 
 

@@ -57,7 +57,9 @@ def pack(quantized: Quantized, bias_F: Tensor | None, library: Library) -> Packe
     _refuse_nan(quantized)
     lanes = library.lanes
     if format.kind == "int8":
-        quants = _panels(F.pad(quantized.quants, (0, -width % (format.group or INPUTS))).view(torch.uint8) ^ 128, lanes, 4)
+        quants = _panels(
+            F.pad(quantized.quants, (0, -width % (format.group or INPUTS))).view(torch.uint8) ^ 128, lanes, 4
+        )
     elif format.kind == "fp8":
         quants = _panels(quantized.quants.view(torch.uint8), lanes, 1)
     else:

@@ -1,4 +1,7 @@
-"""Attention over pages for single tokens of many requests, in C. Its results have the same bits in any batch."""
+"""Attention over pages for single tokens of many requests, in C. Its results have the same bits in any batch.
+
+On a GPU the Triton kernel of ops/triton/ does the same, where Triton is here.
+"""
 
 import ctypes
 from dataclasses import dataclass
@@ -6,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cascadevl.core.precision import KVFormat
 from cascadevl.ops.attention import Layer
-from cascadevl.ops.kv_formats import Kept, KVFormat
+from cascadevl.ops.kv_formats import Kept
 from cascadevl.ops.native.library import library, pointer
+from cascadevl.ops.triton import paged_attention as gpu
 
 KINDS: dict[KVFormat, int] = {"float32": 0, "bfloat16": 1, "fp8": 2, "int8": 3, "int4": 4}
 
@@ -42,7 +47,7 @@ class CHeads(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the tokens of a batch stand. Legend: R requests, P most pages of one; all int32 on the CPU."""
+    """Where the tokens of a batch stand. Legend: R requests, P most pages of one; all int32, where the queries are."""
 
     tables_RP: Tensor
     request_T: Tensor
@@ -53,13 +58,22 @@ class Places:
         """Of some neighbouring tokens."""
         return Places(self.tables_RP, self.request_T[which], self.position_T[which], self.page_size)
 
+    def to(self, device: torch.device) -> "Places":
+        """The same for a kernel there."""
+        if device == self.position_T.device:
+            return self
+        tables_RP, request_T, position_T = (x.to(device) for x in (self.tables_RP, self.request_T, self.position_T))
+        return Places(tables_RP, request_T, position_T, self.page_size)
+
     def for_c(self) -> CPlaces:
         tensors = (self.tables_RP, self.request_T, self.position_T)
         return CPlaces(*map(pointer, tensors), len(self.request_T), self.page_size, self.tables_RP.shape[1])
 
 
 def serves(q_TNH: Tensor, keys: Kept) -> bool:
-    """Can the kernel be asked: fp32 queries on the CPU, heads of a multiple of 8, and a compiler was here."""
+    """Can a kernel be asked: in C, fp32 queries on the CPU, heads of a multiple of 8, and a compiler was here."""
+    if q_TNH.device.type == "cuda":
+        return gpu.serves(q_TNH, keys)
     size = q_TNH.shape[-1]
     plain = q_TNH.dtype == torch.float32 and q_TNH.device.type == "cpu" and keys.numbers.device.type == "cpu"
     return (
@@ -73,6 +87,9 @@ def serves(q_TNH: Tensor, keys: Kept) -> bool:
 
 def paged_attention(layer: Layer, q_TNH: Tensor, keys_PKSB: Kept, values_PKSB: Kept, places: Places) -> Tensor:
     """(T, N, H): each token sees its request up to itself. Only where `serves`."""
+    if q_TNH.device.type == "cuda":
+        tensors = places.tables_RP, places.request_T, places.position_T
+        return gpu.paged_attention(layer, q_TNH, keys_PKSB, values_PKSB, *tensors)
     loaded = library()
     assert loaded is not None
     q_TNH, out_TNH = q_TNH.contiguous(), torch.empty(q_TNH.shape)
@@ -88,7 +105,7 @@ def paged_attention(layer: Layer, q_TNH: Tensor, keys_PKSB: Kept, values_PKSB: K
 
 
 def store_pages(x_TKH: Tensor, to_PKSB: Kept, places: Places) -> None:
-    """Keep the keys or values of tokens in their pages, as `Kept.put` does. Only where `serves`."""
+    """Keep the keys or values of tokens in their pages, as `Kept.put` does. In C only."""
     loaded = library()
     assert loaded is not None
     x_TKH = x_TKH.contiguous()

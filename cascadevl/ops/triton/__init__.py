@@ -7,19 +7,38 @@ called. Triton comes with torch's CUDA builds; without it everything else works.
 
 import functools
 import importlib.util
+import logging
 import os
+from contextlib import nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
+
+OPTIONS = {"enable_fp_fusion": True}
+"""Of every launch: products and sums may be one operation. Said, because Triton is about to change its own choice."""
+
+
+def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Run a kernel on the device of its first argument."""
+    with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+        kernel[grid](first, *arguments, **constants, **OPTIONS)
 
 
 @functools.cache
 def available() -> bool:
-    """Can kernels be asked at all."""
-    return importlib.util.find_spec("triton") is not None
+    """Can kernels be asked at all; a GPU without them is slow, and the log says so once."""
+    found = importlib.util.find_spec("triton") is not None
+    if not found and torch.cuda.is_available():
+        logging.getLogger("cascadevl").warning(
+            "Triton is not installed: weights of few bits and paged attention are computed in plain torch, which is "
+            "many times slower on this GPU. pip install triton"
+        )
+    return found
 
 
 def interpreted() -> bool:
-    """Kernels are computed by numpy, on tensors of the CPU: for tests. Triton reads the variable when it is imported."""
+    """Kernels are computed by numpy on the CPU, for tests. Triton asks for it once, when it is imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cascadevl.core.errors import CheckpointError
 from cascadevl.ops.formats import Format, Kind, Quantized, join_nibbles, split_nibbles
-from cascadevl.ops.triton import interpreted, num_processors
+from cascadevl.ops.triton import interpreted, launch, num_processors
 
 PANEL, BLOCK = 64, 32
 """Outputs of a panel, inputs of a block."""
@@ -127,14 +127,16 @@ def linear(x: Tensor, packed: Packed, *, splits: int | None = None) -> Tensor:
     if splits is None:
         splits = _num_splits(programs[0] * programs[1], -(-width // (BLOCK * tile.blocks)), x.device)
     parts = out_TF if splits == 1 else torch.empty(splits, num_rows, outputs, device=x.device)
-    multiply[*programs, splits](
+    launch(
+        multiply, (*programs, splits),
         rows_TD, packed.quants, packed.scales, packed.zeros, packed.bias, parts, num_rows, width, outputs,
         packed.scales.shape[1], KIND=KINDS[format.kind], GROUP=format.group, PANEL=PANEL, BLOCK_T=tile.rows,
         BLOCK_F=tile.outputs, BLOCKS=tile.blocks, SPLITS=splits, WIDE=interpreted(), num_warps=tile.warps,
         num_stages=tile.stages,
     )  # fmt: skip
     if splits > 1:
-        add_up[(-(-out_TF.numel() // 1024),)](parts, packed.bias, out_TF, out_TF.numel(), outputs, splits, BLOCK=1024)
+        grid = (-(-out_TF.numel() // 1024),)
+        launch(add_up, grid, parts, packed.bias, out_TF, out_TF.numel(), outputs, splits, BLOCK=1024)
     return out_TF.view(*x.shape[:-1], outputs)
 
 

@@ -1,11 +1,10 @@
+# type: ignore
+# Triton compiles what stands here; its types are not Python's.
 """Rows times weights of few bits, which become numbers in registers. Not yet run on a GPU.
 
 The weight is the left operand, outputs × inputs: that one a tensor core may take from registers, so what was
 dequantised there need not be written down again (TurboMind's choice for MXFP4 and FP8, arXiv 2508.15601).
 """
-
-# Triton has no types for what a kernel takes.
-# pyright: reportMissingParameterType=false
 
 import triton
 import triton.language as tl
@@ -45,10 +44,11 @@ def multiply(
         if GROUP:
             at_FB = (b * 32 // GROUP)[None, :] * padded_outputs + f[:, None]
             scale_FB = tl.load(scales + at_FB, mask=here_FB, other=0)
-        if KIND == 0:
-            weight = whole(codes, 128.0)
-        elif KIND == 3:
-            weight = e4m3(codes)
+        if KIND == 0 or KIND == 3:
+            if KIND == 0:
+                weight = whole(codes, 128.0)
+            else:
+                weight = e4m3(codes)
             if GROUP:
                 weight = weight * scale_FB[:, :, None]
         else:

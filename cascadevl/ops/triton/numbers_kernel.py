@@ -1,11 +1,10 @@
+# type: ignore
+# Triton compiles what stands here; its types are not Python's.
 """Codes become numbers in registers: what the kernels share. Not yet run on a GPU.
 
 Conversions from integers run at a fraction of the rate of additions on a GPU; putting the bits of a code into a
 constant's mantissa, and subtracting the constant, does not (TurboMind, arXiv 2508.15601).
 """
-
-# Triton has no types for what a kernel takes.
-# pyright: reportMissingParameterType=false
 
 import triton
 import triton.language as tl
@@ -26,6 +25,23 @@ def e4m3(codes):
     codes = codes.to(tl.int32)
     bits = ((codes & 0x7F) << 7) | ((codes & 0x80) << 8)
     return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+
+
+@triton.jit
+def nearest(x):
+    """The nearest whole number, of two the even one: beyond 1.5 · 2^23 fp32 has no others. For small x."""
+    return x + 12582912.0 - 12582912.0
+
+
+@triton.jit
+def to_e4m3(x):
+    """FP8's bits of fp32: the nearest, 448 at most. Works where the GPU knows no FP8."""
+    size = tl.minimum(tl.abs(x), 448.0)
+    bits = size.to(tl.int32, bitcast=True)
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)
+    code = tl.where(size < 0.015625, nearest(size * 512.0).to(tl.int32), normal)
+    code = tl.where(x != x, 0x7F, code)
+    return (code | ((x.to(tl.int32, bitcast=True) >> 24) & 0x80)).to(tl.uint8)
 
 
 @triton.jit
