@@ -76,7 +76,7 @@ class Ours:
             quantize_linears(decoder.model, lambda _: True, FORMATS[weights])
             head = torch.nn.Linear(decoder.config.hidden_size, decoder.config.vocab_size, bias=False, device="meta")
             head.weight = torch.nn.Parameter(decoder.model.embed_tokens.weight.detach(), requires_grad=False)
-            decoder.lm_head = QuantLinear.of(head, FORMATS["int8" if weights == "int8" else weights])
+            decoder.lm_head = QuantLinear.of(head, FORMATS["int8" if weights == "int8" else weights])  # type: ignore[assignment]
         config = EngineConfig(cache_bytes=1_000_000_000, prefix_cache=False, kv_format="int8" if rest else "auto")
         self.engine = Batching(parts, config)
 
@@ -114,7 +114,7 @@ class Ours:
 
 class LlamaCpp:
     def __init__(self, name: str, gguf: Path, work: Path, threads: int) -> None:
-        import llama_cpp
+        import llama_cpp  # pyright: ignore[reportMissingImports]
 
         self.c = llama_cpp
         kind = name.split()[1]
@@ -177,7 +177,7 @@ class LlamaCpp:
 
 class Genai:
     def __init__(self, work: Path, threads: int) -> None:
-        import onnxruntime_genai as og
+        import onnxruntime_genai as og  # pyright: ignore[reportMissingImports]
 
         folder = work / "genai-int4"
         if not (folder / "genai_config.json").exists():
@@ -221,13 +221,13 @@ class Genai:
                 feeds[tensor.name] = np.arange(len(ids), dtype=np.int64)[None]
             else:
                 feeds[tensor.name] = np.zeros((1, 3, 0, 64), dtype=np.float32)  # no keys and values yet
-        logits = self.session.run(["logits"], feeds)[0][0]
+        logits = np.asarray(self.session.run(["logits"], feeds)[0])[0]
         return log_softmax_at(logits[:-1].astype(np.float32), ids[1:])
 
 
 class Translate:
     def __init__(self, work: Path, threads: int) -> None:
-        import ctranslate2
+        import ctranslate2  # pyright: ignore[reportMissingImports]
 
         folder = work / "ct2"
         if not folder.exists():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -47,9 +47,10 @@ def main(arguments: list[str]) -> int:
 
     from cascadevl.recipes.quantize import Quantize, quantize_folder
 
+    kv: Any = order.kv  # Quantize refuses what it does not know.
     settings = Quantize(
         weights=order.weights,
-        kv=order.kv,
+        kv=kv,
         calibration=order.calibration,
         lm_head=order.lm_head,
         vision=order.vision,

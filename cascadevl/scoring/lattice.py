@@ -77,11 +77,15 @@ class Slot:
     def text(self, reading: int) -> str:
         """As it stands there, with single spaces inside."""
         pieces = self.pieces.get(reading, ())
+        if len(pieces) == 1:
+            return pieces[0].text
         return "".join((" " if at and apart(piece.gap) else "") + piece.text for at, piece in enumerate(pieces))
 
     def key(self, reading: int) -> str:
         """White space is no disagreement, unless it divides a number: `1 284` is not `1284`."""
         pieces = self.pieces.get(reading, ())
+        if len(pieces) == 1:
+            return pieces[0].key
         spaced = "".join((" " if at and apart(piece.gap) else "") + piece.key for at, piece in enumerate(pieces))
         return re.sub(r"(?<![\d.,'])\s|\s(?!\d)", "", spaced) if self.kind == "number" else spaced.replace(" ", "")
 
@@ -303,14 +307,15 @@ def _decide(slot: Slot, weights: Sequence[float], backbone: int | None) -> Colum
 
 def _kind(slot: Slot, weights: Sequence[float]) -> Kind:
     """A column is a number if enough readings have a digit there: `1n` for `in` by a weak one is a misread word."""
+    kind = slot.kind
+    if kind != "number":
+        return kind
     numeric = sum(
         weights[reading]
         for reading, pieces in sorted(slot.pieces.items())
         if any(piece.kind == "number" for piece in pieces)
     )
-    if slot.kind == "number" and numeric <= NUMERIC + SAME_SHARE:
-        return "word"
-    return slot.kind
+    return "number" if numeric > NUMERIC + SAME_SHARE else "word"
 
 
 def _agreed(slot: Slot, num: int) -> Column | None:

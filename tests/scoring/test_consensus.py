@@ -118,6 +118,17 @@ def test_two_weak_readers_that_agree_do_not_outvote_a_trusted_one():
     assert score(readings, trust=[1, 0.3, 0.3]).text == "the whole page was read"
 
 
+def test_a_page_that_two_readings_agree_on_is_confirmed_whatever_the_third_says():
+    page = score(["the total is 12", "the total is 12", "~~~ %$ ~~"])
+    assert page.unconfirmed == 0 < page.doubt
+    assert (
+        score(["the total is 12", "xxx xxxxx xx xx"]).unconfirmed == score(["the total is 12", "xxx xxxxx xx xx"]).doubt
+    )
+    assert score(["alone"]).unconfirmed == 1
+    apart = score(["abcd", "abxx", "yyyy"])
+    assert apart.unconfirmed == 0.5, "of the medoid to its neighbour"
+
+
 def test_ranking_puts_doubt_first():
     pages = {"calm": score(["a", "a"]), "digit": score(["a " * 99 + "1", "a " * 99 + "2"]), "bad": score(["ab", "xy"])}
     assert rank(pages) == ["bad", "digit", "calm"]

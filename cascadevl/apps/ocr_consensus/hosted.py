@@ -3,7 +3,7 @@
 import json
 import multiprocessing
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from cascadevl.apps.ocr_consensus.lines import Corners
 from cascadevl.apps.ocr_consensus.readers import Reader, ReaderFailed, Reading, Span
 from cascadevl.core.errors import UserError
 from cascadevl.core.files import content_hash, write_json
@@ -19,7 +20,7 @@ from cascadevl.core.files import content_hash, write_json
 class Hosted:
     """A reader in a process of its own, started at the first page; killed when it takes too long, started anew."""
 
-    def __init__(self, name: str, version: str, make: Callable[[], Reader], *, timeout_s: float = 300.0) -> None:
+    def __init__(self, name: str, version: str, make: Callable[[], object], *, timeout_s: float = 300.0) -> None:
         self.name = name
         self.version = version
         self.make = make
@@ -29,6 +30,9 @@ class Hosted:
 
     def read(self, image: Image.Image) -> Reading:
         return self._call("read", image)
+
+    def read_lines(self, image: Image.Image, lines: Sequence[Corners]) -> Reading:
+        return self._call("read_lines", image, lines)
 
     def review(self, image: Image.Image, candidates: list[str], consensus: str) -> Reading:
         return self._call("review", image, candidates, consensus)
@@ -81,7 +85,7 @@ class Hosted:
         return self._process.exitcode
 
 
-def _serve(pipe: Connection, make: Callable[[], Reader]) -> None:
+def _serve(pipe: Connection, make: Callable[[], object]) -> None:
     """The other process: says that it is ready, then reads until the pipe is closed."""
     try:
         reader: Any = make()
@@ -124,7 +128,7 @@ class Kept:
         return self.reader.version
 
     def read(self, image: Image.Image) -> Reading:
-        path = self.folder / image_hash(image) / f"{content_hash(f'{self.name} {self.version}')}.json"
+        path = self.path(image)
         kept = read_kept(path)
         if kept is None:
             kept = self.reader.read(image)
@@ -132,15 +136,22 @@ class Kept:
             write_json(path, {"reader": self.name, "version": self.version, **asdict(kept)})
         return kept
 
+    def path(self, image: Image.Image) -> Path:
+        return self.folder / image_hash(image) / f"{content_hash(f'{self.name} {self.version}')}.json"
+
 
 def read_kept(path: Path) -> Reading | None:
     """None where there is none, or none that can be used."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        spans = tuple(Span(each["start"], each["end"], tuple(each["box"]), each["confidence"]) for each in raw["spans"])
-        return Reading(raw["text"], spans)
+        return Reading(raw["text"], tuple(_span(each) for each in raw["spans"]))
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def _span(raw: dict[str, Any]) -> Span:
+    corners = raw["corners"]
+    return Span(raw["start"], raw["end"], tuple(raw["box"]), raw["confidence"], tuple(corners) if corners else None)
 
 
 def image_hash(image: Image.Image) -> str:

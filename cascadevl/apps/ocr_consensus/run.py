@@ -10,35 +10,32 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
 from cascadevl.apps.ocr_consensus.hosted import image_hash
+from cascadevl.apps.ocr_consensus.measure import measure
 from cascadevl.apps.ocr_consensus.pages import Source, open_page
-from cascadevl.apps.ocr_consensus.readers import TRUST, Reader, Reading
+from cascadevl.apps.ocr_consensus.pdf import join, require_pikepdf, write_page
+from cascadevl.apps.ocr_consensus.readers import Reader, Reading
 from cascadevl.apps.ocr_consensus.report import index_html, page_html
+from cascadevl.apps.ocr_consensus.review import Expert, Review, review
 from cascadevl.apps.ocr_consensus.transcript import SHOWN, Transcript
+from cascadevl.apps.ocr_consensus.vote import TRUST, compare, with_expert
 from cascadevl.core.errors import ConfigError
 from cascadevl.core.files import canonical_json, content_hash, write_json, write_text
-from cascadevl.scoring.consensus import distance, score
 from cascadevl.scoring.lattice import rapidfuzz_levenshtein
-from cascadevl.scoring.threshold import calibrate
-from cascadevl.scoring.tokens import plain
 
-FORMAT = 1
+LOST = 0.3
+"""If not even two readings are nearer to each other, a page is taken to lie the wrong way."""
+CLEARLY = 0.7
+"""A page stays as it lies unless turning it brings them together to this part of their distance."""
+FORMAT = 2
 """Of the files of a page: raised when they change, so that older ones are made again."""
-
-
-class Expert(Protocol):
-    """A reader who is shown what the others read."""
-
-    @property
-    def name(self) -> str: ...
-
-    def review(self, image: Image.Image, candidates: list[str], consensus: str) -> Reading: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +43,7 @@ class Limits:
     """When a page counts as doubtful, and how many of those an expert may see."""
 
     max_doubt: float = 0.1
-    """Largest doubt of a page that is fine."""
+    """How far the two nearest readings of a page that is fine may differ."""
     max_number_doubt: float = 0.15
     """Largest doubt of a number on a page that is fine: one against two of the same trust is 0.2 or more."""
     expert_share: float = 0.1
@@ -61,7 +58,7 @@ class Limits:
                 raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}.")
 
     def doubtful(self, row: Mapping[str, Any]) -> bool:
-        return "error" in row or row["doubt"] > self.max_doubt or row["number_doubt"] > self.max_number_doubt
+        return "error" in row or row["unconfirmed"] > self.max_doubt or row["number_doubt"] > self.max_number_doubt
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,6 +80,8 @@ class Run:
     limits: Limits = field(default_factory=Limits)
     truth: Path | None = None
     """Folder of true texts, NAME.txt: pages that have one are measured, and the best threshold is reported."""
+    pdf: bool = False
+    """Also a searchable PDF of every file."""
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     """Told after every page: what is being done, how many are done, how many there are."""
 
@@ -90,6 +89,8 @@ class Run:
         """The report, which is written as well: report.json, index.html."""
         started = time.perf_counter()
         rapidfuzz_levenshtein()
+        if self.pdf:
+            require_pikepdf()
         self.out.mkdir(parents=True, exist_ok=True)
         with _alone(self.out), contextlib.ExitStack() as ending:
             for desk in self.desks:
@@ -98,6 +99,8 @@ class Run:
             if expert := self.desks[0].expert:
                 rows = self._review(sources, rows, expert)
             report = self._report(rows, time.perf_counter() - started)
+            if self.pdf:
+                self._join_pdfs(sources)
             write_json(self.out / "report.json", report)
             summary = {name: report[name] for name in ("num_pages", "num_doubtful", "num_failed", "num_reviewed")}
             write_text(self.out / "index.html", index_html(report["pages"], _in_words(summary)))
@@ -114,9 +117,7 @@ class Run:
         def work(source: Source) -> dict[str, Any]:
             desk = free.get()
             try:
-                return do(source, desk)
-            except Exception as problem:  # the border of one page: recorded, counted, and the next one starts
-                return {"name": source.name, "path": str(source.path), "page": source.page, "error": str(problem)}
+                return attempt(do, source, desk)
             finally:
                 free.put(desk)
 
@@ -124,6 +125,11 @@ class Run:
             for done, row in enumerate(pool.map(work, sources), start=1):
                 self.progress(what, done, len(sources))
                 yield row
+
+    def read(self, source: Source, desk: Desk) -> dict[str, Any]:
+        """One page, for those who share out pages in their own way; a later call of the run finds it finished."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        return attempt(self._read_page, source, desk)
 
     def _read_page(self, source: Source, desk: Desk) -> dict[str, Any]:
         image = open_page(source)
@@ -136,7 +142,7 @@ class Run:
         budget = int(self.limits.expert_share * len(rows) + 1e-9)
         worst = sorted(
             (at for at, row in enumerate(rows) if "error" not in row and self._before(row)),
-            key=lambda at: (-rows[at]["first_doubt"], rows[at]["name"]),
+            key=lambda at: (-rows[at]["first_unconfirmed"], -rows[at]["first_doubt"], rows[at]["name"]),
         )[:budget]
         chosen = [at for at in worst if rows[at]["expert"] != expert.name]
         reviewed = self._each("reviewing", [sources[at] for at in chosen], self._review_page)
@@ -146,7 +152,7 @@ class Run:
 
     def _before(self, row: Mapping[str, Any]) -> bool:
         """Was the page doubtful before any expert saw it?"""
-        first = {"doubt": row["first_doubt"], "number_doubt": row["first_number_doubt"]}
+        first = {"unconfirmed": row["first_unconfirmed"], "number_doubt": row["first_number_doubt"]}
         return self.limits.doubtful(first)
 
     def _review_page(self, source: Source, desk: Desk) -> dict[str, Any]:
@@ -158,29 +164,25 @@ class Run:
     ) -> dict[str, Any]:
         """Read, compare, write. The JSON goes first and comes last: it says that all the rest is there."""
         started = time.perf_counter()
-        names, readings, failed = read_all(desk.readers, image)
-        if not readings:
-            raise ConfigError(f"No reader could read the page: {failed}.")
-        first = quality = score([reading.text for reading in readings], _trust(names))
-        asked = None
+        turned, image, transcript, failed = read_upright(desk.readers, image)
+        first, asked = transcript.quality, None
         if expert is not None:
             try:
-                readings.append(expert.review(image, [reading.text for reading in readings], quality.text))
-                trust = _trust(names)
-                names.append(f"{expert.name} (expert)")
-                quality = score([reading.text for reading in readings], [*trust, sum(trust)])
-                asked = expert.name
+                asked = review(expert, image, transcript)
+                transcript = with_expert(transcript, expert.name, asked.reading)
             except Exception as problem:  # the border of a worker: recorded, the consensus stands
                 failed[f"{expert.name} (expert)"] = str(problem)
-        transcript = Transcript.of(image.size, names, readings, quality)
         facts = {
             "name": source.name,
             "path": str(source.path),
             "page": source.page,
             "made_of": made_of,
+            "first_unconfirmed": round(first.unconfirmed, 4),
             "first_doubt": round(first.doubt, 4),
             "first_number_doubt": round(first.number_doubt, 4),
-            "expert": asked,
+            "expert": expert.name if expert and asked else None,
+            "shown_to_expert": _shown(asked),
+            "turned": turned,
             "failed": failed,
             "seconds": round(time.perf_counter() - started, 3),
             **transcript.facts(),
@@ -191,8 +193,21 @@ class Run:
         write_text(self.out / f"{name}.md", transcript.markdown())
         write_text(self.out / f"{name}.hocr", transcript.hocr(source.path.name))
         write_text(self.out / f"{name}.html", page_html(name, image, facts, shown=SHOWN))
+        if self.pdf:
+            write_page(self._page_pdf(source), image, facts)
         write_json(self.out / f"{name}.json", facts)
         return _row(facts)
+
+    def _page_pdf(self, source: Source) -> Path:
+        return self.out / ".pages" / f"{source.name}.pdf"
+
+    def _join_pdfs(self, sources: Sequence[Source]) -> None:
+        """One for every file, of the pages that could be read."""
+        for _, group in groupby(sources, key=lambda source: source.path):
+            pages = list(group)
+            made = [path for path in map(self._page_pdf, pages) if path.exists()]
+            if made:
+                join(self.out / f"{pages[0].name}.pdf", made)
 
     def _made_of(self, image: Image.Image, desk: Desk) -> str:
         """Changes with the picture, the readers, their versions and their order, and the form of the files."""
@@ -206,13 +221,13 @@ class Run:
             return None
         # A page that a reader failed on is tried again: the next time it may not.
         fits = isinstance(facts, dict) and facts.get("made_of") == made_of and not facts.get("failed")
-        return facts if fits else None
+        return facts if fits and (not self.pdf or self._page_pdf(source).exists()) else None
 
     def _report(self, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
         for row in rows:
             row["doubtful"] = self.limits.doubtful(row)
-        calibration = self._calibrate(rows) if self.truth is not None else None
-        worst_first = sorted(rows, key=lambda row: ("error" not in row, -row.get("doubt", 1.0), row["name"]))
+        calibration = measure(rows, self.out, self.truth, self.limits.bad_error) if self.truth else None
+        worst_first = sorted(rows, key=_worst_first)
         return {
             "num_pages": len(rows),
             "num_doubtful": sum(row["doubtful"] for row in rows),
@@ -226,24 +241,12 @@ class Run:
             "pages": worst_first,
         }
 
-    def _calibrate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Error rates (edits over the longer text, without markup) of pages whose truth is known."""
-        assert self.truth is not None
-        pairs = []
-        for row in rows:
-            path = self.truth / f"{row['name']}.txt"
-            if "error" in row or not path.is_file():
-                continue
-            said = (self.out / f"{row['name']}.txt").read_text(encoding="utf-8")
-            true = path.read_text(encoding="utf-8")
-            row["error_rate"] = round(distance(*(" ".join(plain(text).split()) for text in (said, true))), 4)
-            pairs.append((row["first_doubt"], row["error_rate"]))
-        if not pairs:
-            raise ConfigError(f"{str(self.truth)!r} holds no text of any page, such as {rows[0]['name']}.txt.")
-        return {
-            **asdict(calibrate(pairs, self.limits.bad_error)),
-            "mean_error_rate": round(sum(error for _, error in pairs) / len(pairs), 4),
-        }
+
+def attempt(do: Callable[[Source, Desk], dict[str, Any]], source: Source, desk: Desk) -> dict[str, Any]:
+    try:
+        return do(source, desk)
+    except Exception as problem:  # the border of one page: recorded, counted, and the next one starts
+        return {"name": source.name, "path": str(source.path), "page": source.page, "error": str(problem)}
 
 
 def read_all(readers: Sequence[Reader], image: Image.Image) -> tuple[list[str], list[Reading], dict[str, str]]:
@@ -260,17 +263,55 @@ def read_all(readers: Sequence[Reader], image: Image.Image) -> tuple[list[str], 
     return names, readings, failed
 
 
-def _trust(names: Sequence[str]) -> list[float]:
-    """By the table of readers; of equals the one named first decides where two stand against two."""
-    return [TRUST.get(name, 1.0) * (1 - at * 1e-6) for at, name in enumerate(names)]
+def read_upright(readers: Sequence[Reader], image: Image.Image) -> tuple[int, Image.Image, Transcript, dict[str, str]]:
+    """By how many degrees the page was turned, the page so, what it came to, and who failed.
+
+    Readings that are right agree, so it is they who tell which way up a page is; one on which they agree well enough
+    is not turned.
+    """
+    best: tuple[int, Image.Image, Transcript, dict[str, str]] | None = None
+    for degrees in (0, 180, 90, 270):
+        page = image.rotate(degrees, expand=True) if degrees else image
+        names, readings, failed = read_all(readers, page)
+        if not readings:
+            raise ConfigError(f"No reader could read the page: {failed}.")
+        found = degrees, page, compare(page, names, readings), failed
+        if best is None or found[2].quality.unconfirmed < CLEARLY * best[2].quality.unconfirmed:
+            best = found
+        if best[2].quality.unconfirmed <= LOST or len(readings) == 1:
+            break
+    assert best is not None
+    return best
+
+
+def _shown(asked: Review | None) -> dict[str, Any] | None:
+    return asked and {"num_lines": asked.num_lines, "share": round(asked.share, 4)}
+
+
+def _worst_first(row: Mapping[str, Any]) -> tuple[bool, float, float, str]:
+    return "error" not in row, -row.get("unconfirmed", 1.0), -row.get("doubt", 1.0), row["name"]
 
 
 def _row(facts: Mapping[str, Any]) -> dict[str, Any]:
     """A page in report.json."""
     tokens = [token for line in facts["lines"] for token in line["tokens"]]
     return {
-        **{name: facts[name] for name in ("name", "path", "page", "doubt", "number_doubt", "raw_doubt")},
-        **{name: facts[name] for name in ("first_doubt", "first_number_doubt", "expert", "failed", "seconds")},
+        **{
+            name: facts[name]
+            for name in ("name", "path", "page", "turned", "unconfirmed", "doubt", "number_doubt", "raw_doubt")
+        },
+        **{
+            name: facts[name]
+            for name in (
+                "first_unconfirmed",
+                "first_doubt",
+                "first_number_doubt",
+                "expert",
+                "shown_to_expert",
+                "failed",
+                "seconds",
+            )
+        },
         "num_doubts": sum(token["doubt"] >= SHOWN for token in tokens),
         "num_readers": len(facts["readers"]),
     }

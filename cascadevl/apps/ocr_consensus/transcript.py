@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cascadevl.apps.ocr_consensus.readers import PixelBox, Reading, Span
+from cascadevl.apps.ocr_consensus.lines import PixelBox, box_of, corners_of
+from cascadevl.apps.ocr_consensus.readers import Reading, Span
 from cascadevl.scoring.consensus import PageQuality
 from cascadevl.scoring.lattice import Column
 
@@ -56,6 +57,7 @@ class Transcript:
         quality = self.quality
         return {
             "text": self.text,
+            "unconfirmed": round(quality.unconfirmed, 4),
             "doubt": round(quality.doubt, 4),
             "number_doubt": round(quality.number_doubt, 4),
             "raw_doubt": round(quality.raw_doubt, 4),
@@ -145,13 +147,19 @@ def _box(column: Column, order: Sequence[int], spans: Sequence[Sequence[Span]]) 
 
 
 def _part(span: Span, start: int, end: int) -> PixelBox | None:
-    """The part of a box that some of its characters take, all being of one width."""
+    """The part of a place that some of its characters take, all being of one width."""
     first, last = max(span.start, start), min(span.end, end)
     if first >= last:
         return None
-    left, top, right, bottom = span.box
-    width = (right - left) / (span.end - span.start)
-    return left + (first - span.start) * width, top, left + (last - span.start) * width, bottom
+    x1, y1, x2, y2, x3, y3, x4, y4 = span.corners or corners_of(span.box)
+    a, b = ((at - span.start) / (span.end - span.start) for at in (first, last))
+    top, bottom = (x2 - x1, y2 - y1), (x3 - x4, y3 - y4)
+    return box_of(
+        (
+            *(x1 + a * top[0], y1 + a * top[1], x1 + b * top[0], y1 + b * top[1]),
+            *(x4 + b * bottom[0], y4 + b * bottom[1], x4 + a * bottom[0], y4 + a * bottom[1]),
+        )
+    )
 
 
 def _bbox(box: PixelBox) -> str:

@@ -1,11 +1,14 @@
 import http.server
 import json
 import threading
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from cascadevl.apps.ocr_consensus import readers
 from cascadevl.apps.ocr_consensus.choose import Choice
+from cascadevl.apps.ocr_consensus.hosted import Kept
 from cascadevl.apps.ocr_consensus.models import Endpoint, ModelReader, ModelSpec, model_version, open_endpoint, parse
 from cascadevl.apps.ocr_consensus.readers import ReaderFailed
 from cascadevl.core.errors import CheckpointNotFound, ConfigError, MissingExtra
@@ -109,11 +112,23 @@ def test_samples_have_seeds_and_names_of_their_own():
         (("nano", "no/such/model/here"), CheckpointNotFound, "no/such"),
         (("nano", "http://host/v1"), ConfigError, "an address and a model"),
         (("nano", "ftp://host/v1#m"), ConfigError, "an address and a model"),
+        (("nano", "clean:nano"), ConfigError, "clean: goes before one of"),
     ],
 )
 def test_a_choice_that_cannot_work_is_refused_before_anything_is_loaded(readers, error, message):
     with pytest.raises(error, match=message):
         Choice(readers=readers)
+
+
+def test_easyocr_reads_the_lines_of_rapidocr_whose_page_is_read_once(tmp_path, monkeypatch):
+    for package in ("rapidocr", "onnxruntime", "easyocr_en_models"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    desk = Choice(readers=("easyocr", "rapidocr", "clean:rapidocr")).desk(tmp_path)
+    staff: list[Any] = list(desk.readers)
+    easyocr, rapidocr, clean = (each.reader for each in staff)
+    assert isinstance(easyocr, readers.OnLines) and isinstance(clean, readers.Cleaned)
+    assert isinstance(easyocr.where, Kept) and easyocr.where.reader is rapidocr is clean.reader
+    assert [each.name for each in desk.readers] == ["easyocr", "rapidocr", "clean:rapidocr"]
 
 
 def test_the_expert_is_one_model():
@@ -124,6 +139,7 @@ def test_the_expert_is_one_model():
 
 def test_nothing_installed_is_told_with_the_ways_out(monkeypatch):
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(readers, "MODULES", {"rapidocr": ("no_such_module",), "easyocr": ("no_such_module",)})
     with pytest.raises(MissingExtra, match=r"apt install tesseract-ocr.*or name models"):
         Choice(readers=("auto",))
 

@@ -67,3 +67,20 @@ def test_a_pdf_that_cannot_be_opened_is_one_page_that_says_why(tmp_path):
     [source] = find_pages([tmp_path / "p.pdf"])
     with pytest.raises(MediaError, match=r"p\.pdf cannot be opened"):
         open_page(source)
+
+
+def test_a_pdf_with_a_password_is_told_as_such(tmp_path):
+    pikepdf = pytest.importorskip("pikepdf", reason="pikepdf is not installed")
+    pytest.importorskip("pypdfium2", reason="pypdfium2 is not installed")
+    pdf = pikepdf.new()
+    pdf.add_blank_page()
+    pdf.save(tmp_path / "p.pdf", encryption=pikepdf.Encryption(owner="a", user="b"))
+    [source] = find_pages([tmp_path / "p.pdf"])
+    with pytest.raises(MediaError, match=r"p\.pdf cannot be opened.*password"):
+        open_page(source)
+
+
+def test_a_huge_scan_is_read_smaller(tmp_path):
+    Image.new("L", (20_000, 900), 255).save(tmp_path / "wide.png")
+    [source] = find_pages([tmp_path / "wide.png"])
+    assert open_page(source).size == (5000, 225)

@@ -5,6 +5,7 @@ import stat
 import pytest
 from PIL import Image, ImageDraw
 
+from cascadevl.apps.ocr_consensus.lines import corners_of
 from cascadevl.apps.ocr_consensus.readers import (
     READERS,
     ReaderFailed,
@@ -38,10 +39,11 @@ def test_tesseracts_table_becomes_text_with_boxes():
 
 
 def test_boxes_on_one_height_become_one_line():
-    found = [("42", (200, 12, 240, 30), 0.8), ("below", (10, 50, 80, 70), 0.9), ("Total", (10, 10, 80, 30), 0.9)]
-    reading = join_lines(found)
+    boxes = [(200, 12, 240, 30), (10, 50, 80, 70), (10, 10, 80, 30)]
+    reading = join_lines([corners_of(box) for box in boxes], ["42", "below", "Total"], [0.8, 0.9, 0.9])
     assert reading.text == "Total 42\nbelow"
     assert [reading.text[span.start : span.end] for span in reading.spans] == ["Total", "42", "below"]
+    assert [span.confidence for span in reading.spans] == [0.9, 0.8, 0.9]
 
 
 def test_a_missing_reader_is_named_with_what_brings_it(monkeypatch):

@@ -85,7 +85,15 @@ def test_the_page_needs_nothing_beside_it_and_its_text_cannot_break_out(transcri
 
 
 def test_the_index_links_pages_and_tells_errors():
-    row = {"name": "p1", "doubt": 0.5, "number_doubt": 0, "num_doubts": 3, "num_readers": 2, "doubtful": True}
+    row = {
+        "name": "p1",
+        "unconfirmed": 0.5,
+        "doubt": 0.5,
+        "number_doubt": 0,
+        "num_doubts": 3,
+        "num_readers": 2,
+        "doubtful": True,
+    }
     rows = [{"name": "<x>", "error": "a < b"}, {**row, "failed": {"bob": "no"}, "expert": "sage"}]
     page = index_html(rows, {"pages": 2})
     assert '<a href="p1.html">p1</a>' in page and "2 → sage" in page and "bob" in page
