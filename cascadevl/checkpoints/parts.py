@@ -1,8 +1,9 @@
 """Parts: everything that a checkpoint folder gives."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from cascadevl.core.precision import KVFormat
 from cascadevl.models.internvl import InternVL
 from cascadevl.preprocessing.processor import Processor
 from cascadevl.preprocessing.spec_file import Spec
@@ -24,7 +25,7 @@ class Parts:
     """generation_config.json as it was."""
     card: str | None = None
     """README.md as it was."""
-    kv_cache: str = "auto"
+    kv_cache: KVFormat | Literal["auto"] = "auto"
     """The number format of keys and values that the folder asks for; "auto" asks for none."""
     notes: tuple[str, ...] = ()
     """What was decided while loading and is worth saying, such as the type computed in."""

@@ -8,7 +8,7 @@ log says so.
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from cascadevl.checkpoints.quantized_matrix import Held, Rounded, same_kind
 from cascadevl.checkpoints.quantized_methods import Method, read_awq, read_fp8, read_gptq, read_mxfp4
 from cascadevl.checkpoints.weights import Entry, Reader
 from cascadevl.core.errors import CheckpointError
-from cascadevl.core.precision import KV_FORMATS
+from cascadevl.core.precision import KV_FORMATS, KVFormat
 from cascadevl.models.quant_linear import STACKS, cut, joined, put
 from cascadevl.ops.formats import Quantized
 
@@ -61,7 +61,7 @@ def settings(raw: Mapping[str, Any], where: Path) -> dict[str, Any] | None:
     return found[0]
 
 
-def kv_cache(raw: Mapping[str, Any], where: Path) -> str:
+def kv_cache(raw: Mapping[str, Any], where: Path) -> KVFormat | Literal["auto"]:
     """The format of keys and values that `cascadevl quantize --kv` wrote down."""
     wanted = (raw.get("cascadevl") or {}).get("kv_cache", "auto")
     if wanted not in ("auto", *KV_FORMATS):

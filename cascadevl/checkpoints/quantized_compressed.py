@@ -252,6 +252,8 @@ def _scheme(format: Format, reordered: bool, targets: list[str]) -> dict[str, An
         "mxfp4": ("mxfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}),
         "fp8": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
     }[format.kind]
+    if format.kind == "int8" and format.group:
+        more = {**more, "strategy": "group", "group_size": format.group}
     if format.outputs > 1:
         more = {**more, "strategy": "block", "block_structure": [format.outputs, format.group]}
     if reordered:

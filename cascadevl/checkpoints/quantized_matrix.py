@@ -131,11 +131,12 @@ def _int4(codes: Codes) -> Quantized:
 
 
 def _int8(codes: Codes) -> Quantized:
-    if codes.group < codes.num_inputs:
-        raise _Inexact(f"int8 groups of {codes.group} inputs")
+    group = codes.group if codes.group < codes.num_inputs else 0
+    if (group, 1) not in SIZES["int8"]:
+        raise _Inexact(f"int8 groups of {group} inputs")
     if codes.zeros is not None and bool((codes.zeros != MIDDLE["int8"]).any()):
         raise _Inexact("int8 with zero points")
-    return Quantized(Format(kind="int8"), (codes.codes ^ 128).view(torch.int8), codes.scales.float())
+    return Quantized(Format(kind="int8", group=group), (codes.codes ^ 128).view(torch.int8), codes.scales.float())
 
 
 def _fp8(codes: Codes) -> Quantized:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,7 +25,7 @@ from cascadevl.core.config import evolve
 from cascadevl.core.errors import CheckpointError, ConfigError, MessageError
 from cascadevl.core.files import atomic_folder
 from cascadevl.core.messages import Conversation, Text, Turn
-from cascadevl.core.precision import KV_FORMATS
+from cascadevl.core.precision import KV_FORMATS, KVFormat
 from cascadevl.engine.calibrate import Scaled, scale_weights
 from cascadevl.gym import TASKS
 from cascadevl.models.quant_linear import few_bits, quantize_decoder, quantize_linears
@@ -46,7 +46,7 @@ class Quantize:
 
     weights: str
     """A format of `ops.formats.FORMATS`."""
-    kv: str = "auto"
+    kv: KVFormat | Literal["auto"] = "auto"
     """What the engine keeps keys and values in; only written down. auto: the engine decides."""
     calibration: str = "gym"
     """gym, none (round to nearest), or a file of JSON lines with `messages` that end with an answer."""

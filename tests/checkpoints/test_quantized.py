@@ -77,6 +77,7 @@ HELD: dict[str, tuple[dict[str, Any], Packer, str]] = {
         "int4 32 zeros",
     ),
     "compressed-int4-rows": (compressed({**INT4, "strategy": "channel"}), compressed_int4(-1), "int4 128"),
+    "gptq-8-32": ({**GPTQ, "bits": 8, "group_size": 32, "sym": True}, gptq(32, 8, symmetric=True), "int8 32"),
     "compressed-int8": (compressed(INT8, "int-quantized"), compressed_int8("channel"), "int8 0"),
     "compressed-int8-one": (
         compressed({**INT8, "strategy": "tensor"}, "int-quantized"),
@@ -103,9 +104,9 @@ HELD: dict[str, tuple[dict[str, Any], Packer, str]] = {
 WHOLE: dict[str, tuple[dict[str, Any], Packer, str]] = {
     "groups-of-16": ({**AWQ, "group_size": 16}, awq(16), "int4 groups of 16"),
     "int8-groups": (
-        {**GPTQ, "bits": 8, "group_size": 32, "sym": True},
-        gptq(32, 8, symmetric=True),
-        "int8 groups of 32",
+        {**GPTQ, "bits": 8, "group_size": 16, "sym": True},
+        gptq(16, 8, symmetric=True),
+        "int8 groups of 16",
     ),
     "int8-zeros": ({**GPTQ, "bits": 8, "group_size": -1}, gptq(-1, 8), "int8 with zero points"),
     "fp8-64": ({**BLOCKS, "weight_block_size": [64, 64]}, fp8(64, 64), "FP8 blocks of 64×64"),

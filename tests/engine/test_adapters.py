@@ -12,7 +12,7 @@ from cascadevl.core.errors import ConfigError
 from cascadevl.core.generation import Generation, Sampling
 from cascadevl.core.messages import Conversation
 from cascadevl.engine.config import EngineConfig
-from cascadevl.engine.engine import Engine
+from cascadevl.engine.engine import Engine, Ticket
 from cascadevl.engine.simple import generate
 from cascadevl.models.linear import adapted, use
 from tests.checkpoints.adapter_folders import random_lora, write
@@ -42,6 +42,11 @@ def parts(tmp_path_factory):
     return parts
 
 
+def _ended(ticket: Ticket) -> Generation:
+    assert ticket.generation is not None
+    return ticket.generation
+
+
 def _alone(parts: Parts, question: Conversation, names: tuple[str, ...]) -> tuple[int, ...]:
     use(parts.model, *names)
     try:
@@ -64,7 +69,7 @@ def test_each_request_has_its_own_adapters(parts, invariant):
         engine.step()
         engine.check_integrity()
     for number, question in enumerate(QUESTIONS):
-        said = {names: tickets[number, names].generation.token_ids for names in WANTED}
+        said = {names: _ended(tickets[number, names]).token_ids for names in WANTED}
         assert said == {names: _alone(parts, question, names) for names in WANTED}
         assert len(set(said.values())) == len(WANTED), "every adapter is felt"
 
@@ -80,8 +85,8 @@ def test_what_is_in_use_is_the_default_and_is_left_alone(parts):
         assert any(linear.in_use for linear in adapted(parts.model).values())
     finally:
         use(parts.model)
-    assert default.generation.token_ids == _alone(parts, QUESTIONS[0], ("words",))
-    assert base.generation.token_ids == _alone(parts, QUESTIONS[0], ())
+    assert _ended(default).token_ids == _alone(parts, QUESTIONS[0], ("words",))
+    assert _ended(base).token_ids == _alone(parts, QUESTIONS[0], ())
 
 
 def test_pages_are_not_shared_between_adapters(parts):
@@ -91,7 +96,7 @@ def test_pages_are_not_shared_between_adapters(parts):
         ticket = engine.submit(QUESTIONS[0], LONG, adapters=names)
         while engine.busy:
             engine.step()
-        assert bool(ticket.generation.usage.cached_tokens) == cached
+        assert bool(_ended(ticket).usage.cached_tokens) == cached
 
 
 def test_an_adapter_that_is_not_there_is_refused(parts):

@@ -64,7 +64,7 @@ def read(text: str, cuts: list[int] | None = None, tools: tuple[str, ...] = ("lo
     joined = []
     for kind, group in groupby([*found, *reader.finish()], key=lambda piece: piece.kind):
         pieces = list(group)
-        joined += pieces if kind == "call" else [Piece(kind, "".join(piece.text for piece in pieces))]
+        joined += pieces if kind == "call" else [Piece(pieces[0].kind, "".join(piece.text for piece in pieces))]
     return joined
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -248,7 +249,7 @@ def test_an_answer_can_be_sent_back_as_it_came() -> None:
 
 
 def test_an_error_behind_the_first_event_comes_as_one() -> None:
-    async def chunks() -> Any:
+    async def chunks() -> AsyncIterator[dict[str, Any]]:
         yield {"type": "response.created", "sequence_number": 0}
         raise Refused(503, "Too late.", code="deadline_exceeded")
 

@@ -58,7 +58,8 @@ def nano() -> Iterator[Running]:
 @pytest.fixture
 def chat(nano: Running) -> Any:
     def create(**wishes: Any) -> Any:
-        return nano.client.chat.completions.create(**{"model": "nano", "messages": HELLO, "max_tokens": 8, **wishes})
+        asked: dict[str, Any] = {"model": "nano", "messages": HELLO, "max_tokens": 8, **wishes}
+        return nano.client.chat.completions.create(**asked)
 
     return create
 
@@ -66,7 +67,8 @@ def chat(nano: Running) -> Any:
 @pytest.fixture
 def respond(nano: Running) -> Any:
     def create(**wishes: Any) -> Any:
-        return nano.client.responses.create(**{"model": "nano", "input": "Hello", "max_output_tokens": 8, **wishes})
+        asked: dict[str, Any] = {"model": "nano", "input": "Hello", "max_output_tokens": 8, **wishes}
+        return nano.client.responses.create(**asked)
 
     return create
 
@@ -171,7 +173,8 @@ def test_a_forced_call_and_its_result(chat: Any) -> None:
 
 
 def test_required_calls_come_in_a_stream(nano: Running, chat: Any) -> None:
-    wishes = {"tools": TOOLS[:1], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 150}
+    wishes: dict[str, Any] = {"tools": TOOLS[:1], "tool_choice": "required", "parallel_tool_calls": False}
+    wishes["max_tokens"] = 150
     deltas = [chunk.choices[0] for chunk in chat(stream=True, **wishes)]
     calls = [call for choice in deltas for call in choice.delta.tool_calls or ()]
     assert calls[0].id
@@ -289,7 +292,8 @@ def test_a_response_with_a_call_and_its_result(nano: Running, respond: Any) -> N
 
 def test_completions(nano: Running) -> None:
     def complete(**wishes: Any) -> Any:
-        return nano.client.completions.create(**{"model": "nano", "prompt": "One two", "max_tokens": 6, **wishes})
+        asked: dict[str, Any] = {"model": "nano", "prompt": "One two", "max_tokens": 6, **wishes}
+        return nano.client.completions.create(**asked)
 
     whole = complete(logprobs=2, extra_body={"ignore_eos": True})
     assert len(whole.choices[0].logprobs.tokens) == whole.usage.completion_tokens == 6

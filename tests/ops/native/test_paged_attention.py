@@ -48,9 +48,9 @@ class Case:
 
     def run(self, layer: Layer, which: Tensor) -> Tensor:
         places = Places(self.tables_RP, self.request_T[which], self.position_T[which], self.keys_PKSH.shape[2])
-        kept = (Kept("float32", x, None) for x in (self.keys_PKSH, self.values_PKSH))
+        keys, values = (Kept("float32", x, None) for x in (self.keys_PKSH, self.values_PKSH))
         with torch.inference_mode():
-            return paged_attention(layer, self.q_TNH[which], *kept, places)
+            return paged_attention(layer, self.q_TNH[which], keys, values, places)
 
     def expected(self, layer: Layer) -> Tensor:
         rows = []
@@ -176,13 +176,13 @@ def test_what_is_kept_has_the_bits_of_the_oracle(format: KVFormat) -> None:
 def test_few_bits_are_attended_as_the_numbers_they_stand_for(format: KVFormat, case: Case) -> None:
     if case.q_TNH.shape[-1] % 16:
         return
-    kept = [Kept.of(x.nan_to_num(0.0), format) for x in (case.keys_PKSH, case.values_PKSH)]
+    keys, values = (Kept.of(x.nan_to_num(0.0), format) for x in (case.keys_PKSH, case.values_PKSH))
     places = Places(case.tables_RP, case.request_T, case.position_T, case.keys_PKSH.shape[2])
-    case.keys_PKSH, case.values_PKSH = (x.floats().float() for x in kept)
+    case.keys_PKSH, case.values_PKSH = keys.floats().float(), values.floats().float()
     for layer in case.layers:
         expected = case.run(layer, torch.arange(len(case.q_TNH)))
         with torch.inference_mode():
-            got = paged_attention(layer, case.q_TNH, *kept, places)
+            got = paged_attention(layer, case.q_TNH, keys, values, places)
         torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)
 
 
