@@ -4,7 +4,8 @@ python benchmarks/cpu_engines.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --peers 
     [--batches 1 8] [--rounds 5] [--only NAME …] [--json OUT]
 
 Peers run in an environment of their own (PYTHON: its interpreter), each contender in a process of its own that does
-what it is told over a pipe, one at a time, in turns. Every contender reads the same weights: those of the GGUF file,
+what it is told over a pipe, one at a time, in turns. Ours keeps the output matrix in int8, or in 4 bits
+(head4), and keys and values in fp32, or in 8 bits (kv8). Every contender reads the same weights: those of the GGUF file,
 made fp32, and rounded by its own means. What counts is wall time and CPU time of prefill and of decode; perplexity
 over the same text says what the rounding cost. `--busy` keeps the second core at work with something else.
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PROMPT, SAID = 512, 128
-OURS = ("ours fp32", "ours int8", "ours int4-g32", "ours int4-g64", "ours int4-g32 kv8")
+OURS = ("ours fp32", "ours int8-g64", "ours int4-g32-zeros", "ours int4-g32-zeros kv8", "ours int4-g32-zeros head4 kv8")
 PEERS = ("llama.cpp Q4_0", "llama.cpp Q8_0", "onnxruntime-genai int4", "ctranslate2 int8", "transformers fp32")
 
 

@@ -76,8 +76,10 @@ class Ours:
             quantize_linears(decoder.model, lambda _: True, FORMATS[weights])
             head = torch.nn.Linear(decoder.config.hidden_size, decoder.config.vocab_size, bias=False, device="meta")
             head.weight = torch.nn.Parameter(decoder.model.embed_tokens.weight.detach(), requires_grad=False)
-            decoder.lm_head = QuantLinear.of(head, FORMATS["int8" if weights == "int8" else weights])  # type: ignore[assignment]
-        config = EngineConfig(cache_bytes=1_000_000_000, prefix_cache=False, kv_format="int8" if rest else "auto")
+            decoder.lm_head = QuantLinear.of(head, FORMATS[weights if "head4" in rest else "int8-g64"])  # type: ignore[assignment]
+        config = EngineConfig(
+            cache_bytes=1_000_000_000, prefix_cache=False, kv_format="int8" if "kv8" in rest else "auto"
+        )
         self.engine = Batching(parts, config)
 
     def inputs(self, ids: list[int]) -> Any:

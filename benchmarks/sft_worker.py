@@ -8,6 +8,7 @@ import dataclasses
 import json
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ class Rows:
     def _make(self, number: int) -> ModelInputs:
         draw, spec, length = random.Random(number), self.processor.spec, self.lengths[number]
         pictures = []
-        room = int(0.8 * length / spec.visual_tokens_per_tile) - 1  # one is the thumbnail's
+        room = int(0.8 * (length - 32) / spec.visual_tokens_per_tile) - 1  # one is the thumbnail's
         if number % 4 == 0 and room > 1:
             size = min(room, spec.max_tiles) * spec.tile_px, spec.tile_px
             noise = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -96,12 +97,12 @@ class Ours:
         elif self.way == "padded":
             yield from (collate(padded(samples[at : at + BATCH])) for at in range(0, len(samples), BATCH))
         else:
-            packer: Packer[ModelInputs] = Packer(self.max_tokens, MAX_TILES)
-            for sample in samples:
-                if pack := packer.add(sample, len(sample.token_ids), len(sample.tiles)):
-                    yield collate(pack.items)
+            packer: Packer[int] = Packer(self.max_tokens, MAX_TILES)
+            for number, sample in enumerate(samples):
+                if pack := packer.add(number, len(sample.token_ids), len(sample.tiles)):
+                    yield collate([samples[each] for each in pack.items])
             while pack := packer.take():
-                yield collate(pack.items)
+                yield collate([samples[each] for each in pack.items])
 
     def loss(self, samples: Sequence[ModelInputs]) -> float:
         with torch.no_grad():
@@ -178,7 +179,7 @@ class Peer:
                 clock["spent"] = spent(*clock["started"])
 
         settings = TrainingArguments(
-            output_dir="/tmp/sft_peer",
+            output_dir=tempfile.gettempdir(),  # nothing is saved
             per_device_train_batch_size=BATCH,
             num_train_epochs=1,
             learning_rate=LR,

@@ -20,6 +20,7 @@
 enum { KV_FP32, KV_BF16, KV_FP8, KV_INT8, KV_INT4 };
 
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
+typedef float p8 __attribute__((vector_size(32)));
 typedef int32_t i8 __attribute__((vector_size(32)));
 typedef uint8_t b8 __attribute__((vector_size(8), aligned(1)));
 typedef uint16_t h8 __attribute__((vector_size(16), aligned(1)));
@@ -53,6 +54,21 @@ static inline v8 fma8(v8 a, v8 b, v8 c) {
 
 static inline float sum8(v8 x) {
     return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
+}
+
+// Eight vectors become one of their sums, each added up in the order of sum8.
+static inline v8 sums8(const v8 x[8]) {
+#define HALVES(a, b, ...) (__builtin_shuffle((p8)(a), (p8)(b), (i8){__VA_ARGS__}))
+#define BY4(a, b) ((v8)(HALVES(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + HALVES(a, b, 4, 5, 6, 7, 12, 13, 14, 15)))
+#define BY1(a, b) ((v8)(HALVES(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + HALVES(a, b, 1, 9, 3, 11, 5, 13, 7, 15)))
+#define BY2(a, b) ((v8)(HALVES(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + HALVES(a, b, 2, 3, 10, 11, 6, 7, 14, 15)))
+    v8 a = BY4(x[0], x[4]), b = BY4(x[1], x[5]), c = BY4(x[2], x[6]), d = BY4(x[3], x[7]);
+    v8 ab = BY1(a, b), cd = BY1(c, d);
+    return BY2(ab, cd);
+#undef HALVES
+#undef BY4
+#undef BY1
+#undef BY2
 }
 
 /* e^x for x <= 0: 2^n times a polynomial on [-ln2/2, ln2/2], relative error below 2e-7. */
@@ -166,6 +182,8 @@ static Scratch scratch_in(char *memory, int group, int room, int thread) {
     return (Scratch){(float *)(memory + room * sizeof(size_t)), (size_t *)memory, room};
 }
 
+enum { AHEAD = 24 };  // vectors that are fetched before they are due: pages lie anywhere
+
 #define ATTEND_INLINE static inline __attribute__((always_inline))
 
 // Products of all queries with all keys, several keys at a time: one sum after the other would only wait for itself.
@@ -185,6 +203,9 @@ ATTEND_INLINE void score(int kind, int group, const Heads *heads, const Cached *
         v8 dots[group > MOST ? group : MOST];
         _Pragma("GCC unroll 8") for (int s = 0; s < together; s++)
             key[s] = keys->numbers + scratch->where[j + s < num ? j + s : num - 1] * bytes;
+        if (j + AHEAD < num)
+            for (int i = 0; i < together * bytes; i += 64)
+                __builtin_prefetch(keys->numbers + scratch->where[j + AHEAD] * bytes + i);
         _Pragma("GCC unroll 8") for (int d = 0; d < together * group; d++) dots[d] = (v8){0};
         for (int i = 0; i < size; i += 8)
             _Pragma("GCC unroll 8") for (int s = 0; s < together; s++) {
@@ -192,9 +213,14 @@ ATTEND_INLINE void score(int kind, int group, const Heads *heads, const Cached *
                 _Pragma("GCC unroll 8") for (int g = 0; g < group; g++)
                     dots[s * group + g] = fma8(*(const v8 *)(queries + g * size + i), numbers, dots[s * group + g]);
             }
+        float sum[group > MOST ? group : MOST];
+        if (group <= MOST) {
+            _Pragma("GCC unroll 8") for (int d = together * group; d < MOST; d++) dots[d] = (v8){0};
+            *(v8 *)sum = sums8(dots);
+        }
         for (int s = 0; s < together && j + s < num; s++)
             for (int g = 0; g < group; g++) {
-                float dot = sum8(dots[s * group + g]);
+                float dot = group <= MOST ? sum[s * group + g] : sum8(dots[s * group + g]);
                 if (ranged) {
                     const float *range = keys->ranges + 2 * scratch->where[j + s];
                     dot = range[0] * dot + range[1] * sums[g];
@@ -226,7 +252,11 @@ static void soften(float *row, int num, const float *sink) {
 // Values times weights, some numbers of all heads at a time, so that their sums stay in registers.
 ATTEND_INLINE void mix(int kind, int group, const Heads *heads, const Cached *values, float *outs, int num,
                        const Scratch *scratch) {
+#if defined(__AVX512VL__)
+    enum { MOST = 24 };  // of 32 registers
+#else
     enum { MOST = 8 };
+#endif
     const int size = heads->head_size, bytes = vector_bytes(kind, size), ranged = kind == KV_INT8 || kind == KV_INT4;
     const int most = group >= MOST ? 1 : MOST / group;
     float lows[group];
@@ -247,6 +277,9 @@ ATTEND_INLINE void mix(int kind, int group, const Heads *heads, const Cached *va
         if (here == most) {
             for (int j = 0; j < num; j++) {
                 const uint8_t *value = values->numbers + scratch->where[j] * bytes;
+                if (first == 0 && j + AHEAD < num)
+                    for (int i = 0; i < bytes; i += 64)
+                        __builtin_prefetch(values->numbers + scratch->where[j + AHEAD] * bytes + i);
                 _Pragma("GCC unroll 8") for (int i = 0; i < most; i++) {
                     v8 numbers = load8(kind, value, first + 8 * i, size);
                     _Pragma("GCC unroll 8") for (int g = 0; g < group; g++)
