@@ -18,7 +18,7 @@ from cascadevl.preprocessing.processor import ModelInputs
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Pack(Generic[T]):
     """Samples that will be one batch."""
 

@@ -28,6 +28,9 @@ class Layer:
 
 Attend = Callable[[Layer, Tensor, Tensor, Tensor], Tensor]
 
+MOSTLY_FULL = 0.8
+"""Samples whose tokens fill so much of a rectangle are attended in one."""
+
 
 def scores_to_output(layer: Layer, q_RNTH: Tensor, k_RKTH: Tensor, v_RKTH: Tensor) -> Tensor:
     """Causal softmax attention of R sequences of equal length; the last query sees every key."""
@@ -62,14 +65,19 @@ def causal_mask(queries: int, keys: int, window: int | None, device: torch.devic
 def packed(lengths: Sequence[int]) -> Attend:
     """Attend for several samples laid end to end: each sees only itself.
 
-    Samples are brought side by side, padded on the right. Causal attention looks left only, so
-    the padding is never seen and needs no mask; its outputs are dropped.
+    Samples of nearly the same length are brought side by side, padded on the right. Causal attention
+    looks left only, so the padding is never seen and needs no mask; its outputs are dropped. Where that
+    would be mostly padding, which costs its square, every sample is attended by itself.
     """
     longest, total = max(lengths), sum(lengths)
     where = None if min(lengths) == longest else _places(lengths)
+    alike = total >= MOSTLY_FULL * longest * len(lengths)
 
     def attend(layer: Layer, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
         assert q_TNH.shape[0] == total, f"packed for {total} tokens, asked for {q_TNH.shape[0]}"
+        if not alike:
+            each = zip(*(x.split(list(lengths)) for x in (q_TNH, k_TKH, v_TKH)), strict=True)
+            return torch.cat([dense(layer, *qkv) for qkv in each])
         q, k, v = (_side_by_side(x, where, len(lengths), longest) for x in (q_TNH, k_TKH, v_TKH))
         out_TNH = scores_to_output(layer, q, k, v).transpose(1, 2).flatten(0, 1)
         return out_TNH if where is None else out_TNH[where.to(out_TNH.device)]

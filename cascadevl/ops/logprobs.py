@@ -20,6 +20,9 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_SCORES = {"cpu": 2**22, "cuda": 2**27}
 """Scores of a chunk: 16 MB stay near a CPU's caches, half a GB keeps a GPU busy."""
 
+FEWEST_ROWS = 128
+"""Tokens of a chunk at least: every chunk reads the whole head, and reads and writes its gradient."""
+
 
 class Scored(NamedTuple):
     """What a model thinks of tokens that were said."""
@@ -31,8 +34,8 @@ class Scored(NamedTuple):
 
 
 def rows_of_chunk(num_scores: int, device: torch.device) -> int:
-    """Tokens of a chunk for a vocabulary of `num_scores`."""
-    return max(1, CHUNK_SCORES.get(device.type, CHUNK_SCORES["cuda"]) // num_scores)
+    """Tokens of a chunk for a vocabulary of `num_scores`; enough that reading the head and its gradient pays."""
+    return max(FEWEST_ROWS, CHUNK_SCORES.get(device.type, CHUNK_SCORES["cuda"]) // num_scores)
 
 
 def cross_entropy(
