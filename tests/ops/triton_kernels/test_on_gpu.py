@@ -10,7 +10,7 @@ from cascadevl.engine.engine import Engine
 from cascadevl.engine.graphs import Graphs
 from cascadevl.ops.triton import available
 from tests.engine.pictures import ask
-from tests.ops.triton.cases import CASES, run
+from tests.ops.triton_kernels.cases import CASES, run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,7 +1,7 @@
 """The cases of the kernels, for the interpreter and for a GPU.
 
-    TRITON_INTERPRET=1 python -m tests.ops.triton.cases cpu [part of a name]
-    python -m tests.ops.triton.cases cuda [part of a name]
+    TRITON_INTERPRET=1 python -m tests.ops.triton_kernels.cases cpu [part of a name]
+    python -m tests.ops.triton_kernels.cases cuda [part of a name]
 
 Triton asks for its interpreter once, when it is imported; a process of their own keeps that from other tests.
 """

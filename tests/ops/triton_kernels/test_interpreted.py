@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cascadevl.ops.triton import available
-from tests.ops.triton.cases import CASES
+from tests.ops.triton_kernels.cases import CASES
 
 pytestmark = pytest.mark.skipif(not available(), reason="Triton is not installed: pip install triton")
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not available(), reason="Triton is not installed
 def found() -> dict[str, str | None]:
     """Names of cases -> what went wrong."""
     # Numpy warns of NaN, which some cases are about.
-    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", "tests.ops.triton.cases", "cpu"]
+    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", "tests.ops.triton_kernels.cases", "cpu"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     root = Path(__file__).parents[3]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=600)
