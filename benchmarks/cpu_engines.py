@@ -6,8 +6,8 @@ python benchmarks/cpu_engines.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --peers 
 Peers run in an environment of their own (PYTHON: its interpreter), each contender in a process of its own that does
 what it is told over a pipe, one at a time, in turns. Ours keeps the output matrix in int8, or in 4 bits
 (head4), and keys and values in fp32, or in 8 bits (kv8). Every contender reads the same weights: those of the GGUF
-file, made fp32, and rounded by its own means. What counts is wall time and CPU time of prefill and of decode; perplexity
-over the same text says what the rounding cost. `--busy` keeps the second core at work with something else.
+file, made fp32, and rounded by its own means. What counts is wall time and CPU time of prefill and of decode;
+perplexity over the same text says what the rounding cost. `--busy` keeps the second core at work with something else.
 """
 
 import argparse

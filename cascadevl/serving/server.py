@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import sys
 import time
 from types import FrameType
 from typing import Any
@@ -13,6 +14,8 @@ from cascadevl.serving.app import Service, build_app
 
 IDLE_S = 15
 """How long a connection is kept on which no request is being answered, whatever drips in."""
+SWITCH_S = 0.0005
+"""How long a thread that runs Python keeps others waiting that want to."""
 CLOSING_S = 5
 """How long what is still running after the drain may take to end."""
 
@@ -63,4 +66,6 @@ class Server(uvicorn.Server):
 
 def serve(service: Service, listener: socket.socket, api_key: str | None = None) -> None:
     """Until a signal comes. To be called in the main thread."""
+    # The engine's thread comes back from C many times a step; by Python's default it would wait 5 ms each time.
+    sys.setswitchinterval(SWITCH_S)
     Server(service, api_key).run(sockets=[listener])
