@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from cascadevl.checkpoints.parts import Parts
 from cascadevl.engine.kv_cache import kept_as
+from cascadevl.engine.speed import best_s
 from cascadevl.models import costs
 from cascadevl.models.costs import ATTENTION, Product
 from cascadevl.models.quant_linear import QuantLinear, few_bits
@@ -145,9 +146,4 @@ def product_flops_per_s(dtype: torch.dtype, layers: Sequence[QuantLinear] = ()) 
 def quickest_s(work: Callable[[], object]) -> float:
     """Of one call: the best of many, which others may interrupt, but not every one."""
     work()  # what it prepares, it prepares once
-    trials, ending = list[float](), time.perf_counter() + TRIALS_S
-    while not trials or time.perf_counter() < ending:
-        started = time.perf_counter()
-        work()
-        trials.append(time.perf_counter() - started)
-    return min(trials)
+    return best_s(work, time.perf_counter, TRIALS_S)

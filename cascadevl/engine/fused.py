@@ -11,11 +11,8 @@ from cascadevl.models.decoder import MLP, Block, Decoder
 from cascadevl.models.linear import AdaptedLinear
 from cascadevl.models.quant_linear import QuantLinear
 from cascadevl.ops.native.library import library, pointer
-from cascadevl.ops.native.linear import Weight
+from cascadevl.ops.native.linear import PLAIN_KIND, Weight
 from cascadevl.ops.native.paged_attention import KINDS, CCached, Places
-
-FP32 = 5
-"""Kind of a plain weight in linear.c."""
 
 
 class _Layer(ctypes.Structure):
@@ -79,8 +76,7 @@ class FusedDecoder:
         return hidden_TD
 
     def _layer(self, block: Block, cache: PagedCache) -> _Layer:
-        attention, mlp = block.self_attn, block.mlp
-        assert isinstance(mlp, MLP)
+        attention = block.self_attn
         index = attention.layer.index
         norms = (
             block.input_layernorm.weight,
@@ -89,7 +85,7 @@ class FusedDecoder:
             attention.k_norm.weight if attention.k_norm is not None else None,
             attention.sinks,
         )
-        linears = (*_attention_linears(block), mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        linears = _linears(block)
         kept = cache.keys[index], cache.values[index]
         self._kept += [norms, kept]
         return _Layer(
@@ -107,13 +103,23 @@ class FusedDecoder:
         assert isinstance(linear, nn.Linear)
         self._kept.append((linear.weight, linear.bias))
         return Weight(
-            FP32, linear.out_features, linear.in_features, 0, pointer(linear.weight), None, None, pointer(linear.bias)
+            PLAIN_KIND,
+            linear.out_features,
+            linear.in_features,
+            0,
+            pointer(linear.weight),
+            None,
+            None,
+            pointer(linear.bias),
         )
 
 
-def _attention_linears(block: Block) -> tuple[nn.Module, ...]:
-    attention = block.self_attn
-    return attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+def _linears(block: Block) -> tuple[nn.Module, ...]:
+    """In the order of decoder.c."""
+    attention, mlp = block.self_attn, block.mlp
+    assert isinstance(mlp, MLP)
+    of_attention = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+    return *of_attention, mlp.gate_proj, mlp.up_proj, mlp.down_proj
 
 
 def _is_known(block: nn.Module) -> bool:
@@ -121,12 +127,8 @@ def _is_known(block: nn.Module) -> bool:
     assert isinstance(block, Block)
     if not isinstance(block.mlp, MLP):
         return False
-    mlp = block.mlp
-    q, k, v, gate, up, *_ = formats = [
-        _format(linear)
-        for linear in (*_attention_linears(block)[:3], mlp.gate_proj, mlp.up_proj, block.self_attn.o_proj)
-    ]
-    return None not in (*formats, _format(mlp.down_proj)) and q == k == v == gate == up
+    q, k, v, o, gate, up, down = map(_format, _linears(block))
+    return None not in (q, o, down) and q == k == v == gate == up
 
 
 def _format(linear: nn.Module) -> object:

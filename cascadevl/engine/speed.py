@@ -74,10 +74,13 @@ def _layer_s(dtype: torch.dtype) -> float:
 
 
 def _best_s(work: Callable[[], object]) -> float:
-    """Of one call; the first, which may prepare something, counts only where nothing else has time."""
     # A single thread's own time knows nothing of what else the machine does.
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    trials, ending = [], time.perf_counter() + TRIALS_S
+    return best_s(work, time.thread_time if torch.get_num_threads() == 1 else time.perf_counter, TRIALS_S)
+
+
+def best_s(work: Callable[[], object], clock: Callable[[], float], trials_s: float) -> float:
+    """Of one call; the first, which may prepare something, counts only where nothing else has time."""
+    trials, ending = list[float](), time.perf_counter() + trials_s
     while not trials or time.perf_counter() < ending:
         started = clock()
         work()

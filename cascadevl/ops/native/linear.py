@@ -12,6 +12,10 @@ from cascadevl.ops.formats import Format, Quantized, join_nibbles, split_nibbles
 from cascadevl.ops.native.library import Library, library, pointer
 
 KINDS = {("int8", False): 0, ("int4", False): 1, ("int4", True): 2, ("mxfp4", False): 3, ("fp8", False): 4}
+"""Of linear.c, for formats without and with zeros."""
+
+PLAIN_KIND = 5
+"""And for weights in fp32 as torch has them."""
 
 PANELS = 4
 """Weights are padded to as many panels, MAX_PANELS of linear.c."""
