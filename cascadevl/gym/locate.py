@@ -17,6 +17,8 @@ LOCATE = Phrasings(
         "Locate the {thing}.", "Where is the {thing}?", "Find the {thing}.", "Give the box of the {thing}.",
         "Draw a box around the {thing}.", "Point out the {thing}.", "Show me the {thing}.",
         "What is the bounding box of the {thing}?",
+        "Give the position of the {thing}.", "What is the {thing}'s position?", "Can you detect the {thing}?",
+        "Tell me where the {thing} is.", "Give me the {thing}'s box.", "Detect where the {thing} is.",
     ),
     held_out=("Detect the {thing}.", "Give me the {thing}'s position."),
 )  # fmt: skip

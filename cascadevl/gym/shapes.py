@@ -24,6 +24,8 @@ COUNT = Phrasings(
         "How many {things} are there?", "How many {things} do you see?", "Count the {things}.",
         "What is the number of {things}?", "How many {things} are in the image?", "How many {things}?",
         "How many {things} can you find?", "Count all {things} in the picture.",
+        "Tell me how many {things} there are.", "Tell me the number of {things}.", "What number of {things} is there?",
+        "Say how many {things} the image shows.",
     ),
     held_out=("Tell me how many {things} the picture shows.", "The number of {things} is?"),
 )  # fmt: skip
@@ -32,6 +34,8 @@ COLOUR = Phrasings(
         "What color is the {thing}?", "What colour is the {thing}?", "Which color does the {thing} have?",
         "The {thing} has which color?", "What is the color of the {thing}?",
         "Name the color of the {thing}.", "Color of the {thing}?", "What is the colour of the {thing}?",
+        "Tell me the color of the {thing}.", "What is the {thing}'s color?", "In what color do you see the {thing}?",
+        "Which color is the {thing} drawn in?",
     ),
     held_out=("In which color is the {thing} drawn?", "Tell me the {thing}'s color."),
 )  # fmt: skip
@@ -40,6 +44,8 @@ SHAPE = Phrasings(
         "What shape is {place}?", "Which shape is {place}?", "What is {place}?", "Which figure is {place}?",
         "What kind of shape is {place}?", "Name the shape that is {place}.", "Say which shape is {place}.",
         "What is the shape that is {place}?",
+        "Tell me what shape is {place}.", "Which of the shapes is {place}?", "Tell me which figure is {place}.",
+        "Which one is {place}?",
     ),
     held_out=("Tell me which shape is {place}.", "Which one of the shapes is {place}?"),
 )  # fmt: skip
@@ -49,6 +55,8 @@ RELATION = Phrasings(
         "Does the {first} lie {side} the {second}?", "Is it true that the {first} is {side} the {second}?",
         "Do you see the {first} {side} the {second}?", "The {first} is {side} the {second}: yes or no?",
         "Can you find the {first} {side} the {second}?", "Is the {first} placed {side} the {second}?",
+        "Does the {first} appear {side} the {second}?", "Would you find the {first} {side} the {second}?",
+        "Can you say that the {first} is {side} the {second}?", "Do you say the {first} stands {side} the {second}?",
     ),
     held_out=(
         "Does the {first} stand {side} the {second}?", "Would you say the {first} is {side} the {second}?",

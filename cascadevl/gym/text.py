@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from cascadevl.core.errors import ConfigError
+from cascadevl.core.task import Sample
 from cascadevl.gym import assets
 from cascadevl.gym.assets import Split
 from cascadevl.gym.family import Asked, Drawn, Family, Phrasings
 from cascadevl.gym.page import GRIDS, MAX_TILES, Page, palette
+from cascadevl.scoring.text import character_error_rate
 
 LINE = Phrasings(
     trained=(
@@ -109,6 +111,10 @@ class Paragraph(Family):
             page.text(left, top + number * step, line, face=face, height=height, align=align)
         facts = {"font": face, "words": tuple(" ".join(lines).split())}
         return Drawn(image=page.worn(rng), asked=Asked("read", "\n".join(lines)), glyphs=page.glyphs, facts=facts)
+
+    def score(self, sample: Sample, answer: str) -> float:
+        """The share of characters that are right, 1 - CER: one wrong letter does not make a page worthless."""
+        return max(0.0, 1.0 - character_error_rate(answer.strip(), sample.answer))
 
     def _lines(
         self, rng: random.Random, page: Page, face: str, height: float, width: float, num_lines: int

@@ -63,14 +63,17 @@ def test_a_sample_depends_on_nothing_but_settings_and_index(family: str) -> None
 
 
 @every_family
-def test_the_reference_scores_one_and_other_answers_zero(family: str) -> None:
+def test_the_reference_scores_one_and_other_answers_less(family: str) -> None:
     task = TASKS[family]()
     for sample in drawn(family, "train"):
         assert sample.answer
         assert task.score(sample, sample.answer) == 1.0
         assert task.score(sample, f" {sample.answer}\n") == 1.0
         for wrong in ("", "I do not know", f"The answer is {sample.answer}x", "<box>[[0, 0, 1, 1]]</box>"):
-            assert task.score(sample, wrong) == 0.0 or (family == "locate" and "answer" in wrong)
+            score = task.score(sample, wrong)
+            # Paragraphs are scored by their characters, some of which stand in any answer.
+            partly = (family == "locate" and "answer" in wrong) or (family == "paragraph" and score < 1.0)
+            assert score == 0.0 or partly
 
 
 @every_family

@@ -30,6 +30,14 @@ def test_paragraphs_have_two_to_five_lines_from_top_to_bottom() -> None:
     assert lengths == {2, 3, 4, 5}
 
 
+def test_a_paragraph_earns_the_share_of_its_characters_that_are_right() -> None:
+    task = Paragraph()
+    sample = task.sample(0)
+    wrong = "~" + sample.answer[1:]
+    assert task.score(sample, wrong) == pytest.approx(1 - 1 / len(sample.answer))
+    assert task.score(sample, "~" * 3 * len(sample.answer)) == 0.0
+
+
 def test_an_impossible_tile_limit_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_tiles is 7"):
         Line(max_tiles=7)
