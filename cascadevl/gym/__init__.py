@@ -1,9 +1,12 @@
 """Visual tasks with known answers, drawn from a seed. Each family is a core.task.Task."""
 
+from cascadevl.gym.captions import Captions
 from cascadevl.gym.charts import Charts
+from cascadevl.gym.clips import Clips
 from cascadevl.gym.documents import KeyValue
 from cascadevl.gym.letters import Letters
 from cascadevl.gym.locate import Locate
+from cascadevl.gym.several import Several
 from cascadevl.gym.shapes import Shapes
 from cascadevl.gym.text import Line, Paragraph
 
@@ -15,4 +18,7 @@ TASKS: dict[str, type] = {
     "charts": Charts,
     "shapes": Shapes,
     "locate": Locate,
+    "several": Several,
+    "clips": Clips,
+    "captions": Captions,
 }

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from PIL.Image import Image as Picture
 
-from cascadevl.core.messages import Conversation
-from cascadevl.core.task import Exchange, Glyph, Sample
+from cascadevl.core.messages import Conversation, Text, Turn, Video
+from cascadevl.core.task import Exchange, Glyph, Sample, Shown
 from cascadevl.gym.assets import Split
 from cascadevl.scoring.text import exact
 
@@ -32,16 +32,21 @@ class Asked(NamedTuple):
     answer: str
     blanks: Mapping[str, str] = MappingProxyType({})
     """What fills the {blanks} of the phrasing."""
+    about: tuple[Glyph, ...] = ()
+    """The things in the picture that are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawn:
-    """A picture, what is asked about it, and what else could be."""
+    """A picture, or several, what is asked about them, and what else could be."""
 
     image: Picture
     asked: Asked
     more: Sequence[Asked] = ()
     glyphs: list[Glyph] = field(default_factory=list)
+    others: Sequence[Shown] = ()
+    """The pictures behind the first."""
+    is_video: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -69,7 +74,7 @@ class Family:
         def ask(asked: Asked) -> Exchange:
             ways = self.phrasings[asked.kind]
             phrasing = rng.choice(ways.held_out if held_out else ways.trained)
-            return Exchange(phrasing.format(**asked.blanks), asked.answer)
+            return Exchange(phrasing.format(**asked.blanks), asked.answer, asked.about)
 
         first = ask(drawn.asked)
         more = rng.sample(drawn.more, min(MORE_QUESTIONS, len(drawn.more)))
@@ -79,8 +84,11 @@ class Family:
             image=drawn.image,
             question=first.question,
             answer=first.answer,
+            about=first.about,
             more=tuple(ask(asked) for asked in more),
             glyphs=tuple(drawn.glyphs),
+            others=tuple(drawn.others),
+            is_video=drawn.is_video,
             facts={"phrasing": "held_out" if held_out else "trained", "kind": drawn.asked.kind, **drawn.facts},
         )
 
@@ -88,7 +96,10 @@ class Family:
         return map(self.sample, range(start, start + num))
 
     def prompt(self, sample: Sample) -> Conversation:
-        return Conversation.ask(sample.question, images=(sample.image,))
+        pictures = tuple(shown.image for shown in sample.shown)
+        if sample.is_video:
+            return Conversation((Turn("user", (Video(pictures), Text(sample.question))),))
+        return Conversation.ask(sample.question, images=pictures)
 
     def score(self, sample: Sample, answer: str) -> float:
         """1.0 for the same text, case included; line breaks count as spaces."""

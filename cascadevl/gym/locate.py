@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cascadevl.core.boxes import Box, format_boxes
-from cascadevl.core.task import Sample
+from cascadevl.core.task import Glyph, Sample
 from cascadevl.gym import assets, scene
 from cascadevl.gym.family import Asked, Drawn, Family, Phrasings
 from cascadevl.gym.page import Page, palette
@@ -43,7 +43,7 @@ class Locate(Family):
         facts = {"font": "", "box": boxes[at], "pairs": scene.pairs_of(things)}
         asked = [_asked(name, box, page) for name, box in zip(called, boxes, strict=True)]
         first = asked.pop(at)
-        return Drawn(image=page.worn(rng), asked=first, more=asked, facts=facts)
+        return Drawn(image=page.worn(rng), asked=first, more=asked, glyphs=page.glyphs, facts=facts)
 
     def _word(self, rng: random.Random) -> Drawn:
         face = rng.choice(assets.faces(self.split))
@@ -73,4 +73,5 @@ class Locate(Family):
 
 
 def _asked(thing: str, box: Box, page: Page) -> Asked:
-    return Asked("locate", format_boxes([box], *page.image.size), {"thing": thing})
+    place = Glyph("", box.left, box.top, box.right, box.bottom)
+    return Asked("locate", format_boxes([box], *page.image.size), {"thing": thing}, (place,))

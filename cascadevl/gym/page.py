@@ -7,7 +7,7 @@ are, and its proportions may differ from the grid's as far as the tiling still p
 
 import io
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from PIL import Image, ImageDraw, ImageFilter
@@ -70,6 +70,11 @@ class Page:
         size_px = round(width * scale), round(height * scale)
         image = Image.new("RGB", size_px, palette.paper) if plain else _paper(rng, size_px, palette.paper)
         return cls(image=image, draw=ImageDraw.Draw(image), width=width, height=height, scale=scale, palette=palette)
+
+    def copy(self) -> "Page":
+        """The same paper and what is drawn on it so far, to go on separately."""
+        image = self.image.copy()
+        return replace(self, image=image, draw=ImageDraw.Draw(image), glyphs=list(self.glyphs))
 
     def em_px(self, face: str, height: float) -> int:
         """Font size whose "Hg" is at least `height` page units high."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from cascadevl.core.boxes import Box
+from cascadevl.core.task import Glyph
 from cascadevl.gym import assets
 from cascadevl.gym.assets import Split
 from cascadevl.gym.page import Colour, Page, Palette
@@ -23,6 +24,12 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 GRIDS = ((2, 2), (2, 2), (3, 2), (2, 1), (2, 3), (1, 1), (3, 1), (1, 2))
 
 Pair = tuple[str, str]
+
+FIRST_MARK = 0xE000
+"""Marks stand for shapes as characters stand for letters: private use characters, one for each pair."""
+MARKS: dict[Pair, str] = {
+    pair: chr(FIRST_MARK + number) for number, pair in enumerate(itertools.product(COLOURS, SHAPES))
+}
 
 
 class Thing(NamedTuple):
@@ -54,11 +61,12 @@ def mixed(rng: random.Random, split: Split, num: int) -> list[Pair]:
     return [first, *rng.sample([pair for pair in pairs("train") if pair != first], num - 1)]
 
 
-def blank_page(rng: random.Random) -> Page:
+def blank_page(rng: random.Random, grid: tuple[int, int] | None = None) -> Page:
+    """White or nearly white, for a grid of tiles or any."""
     level = rng.choice((255, 255, rng.randint(215, 255)))
     paper = (level, min(255, level + rng.randint(-8, 8)), min(255, level + rng.randint(-8, 8)))
     colours = Palette(paper=paper, ink=(0, 0, 0), accent=(120, 120, 120))
-    return Page.blank(rng, rng.choice(GRIDS), colours, plain=rng.random() < 0.7)
+    return Page.blank(rng, grid or rng.choice(GRIDS), colours, plain=rng.random() < 0.7)
 
 
 def scatter(rng: random.Random, page: Page, kinds: list[Pair]) -> list[Thing]:
@@ -89,7 +97,9 @@ def paint(rng: random.Random, page: Page, thing: Thing) -> Box:
     mask = _mask(thing.shape, 2 * side).reduce(2)
     page.image.paste(colour, (left, top), mask)
     across, upper, past, lower = mask.getbbox() or (0, 0, side, side)
-    return Box(left + across, top + upper, left + past, top + lower)
+    box = Box(left + across, top + upper, left + past, top + lower)
+    page.glyphs.append(Glyph(MARKS[thing.colour, thing.shape], box.left, box.top, box.right, box.bottom))
+    return box
 
 
 def _mask(shape: str, side: int) -> Image.Image:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from cascadevl.core.task import Sample
 from cascadevl.gym import scene
@@ -64,6 +64,15 @@ RELATION = Phrasings(
 )  # fmt: skip
 
 
+class _Question(NamedTuple):
+    """As `Asked`, before the things are painted."""
+
+    kind: str
+    answer: str
+    blanks: Mapping[str, str]
+    things: tuple[Thing, ...]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shapes(Family):
     """Counting, colour, shape and relation."""
@@ -92,16 +101,22 @@ class Shapes(Family):
         more = [ask(rng, things) for ask in asks]
         for thing in things:
             scene.paint(rng, page, thing)
+        painted = dict(zip(things, page.glyphs, strict=True))
+
+        def placed(one: _Question) -> Asked:
+            return Asked(*one[:3], tuple(painted[thing] for thing in one.things))
+
         facts = {"font": "", "pairs": scene.pairs_of(things)}
-        others = [one for one in more if one and one != asked]
-        return Drawn(image=page.worn(rng), asked=asked, more=others, facts=facts)
+        others = [placed(one) for one in more if one and one != asked]
+        image = page.worn(rng)
+        return Drawn(image=image, asked=placed(asked), more=others, glyphs=page.glyphs, facts=facts)
 
     def score(self, sample: Sample, answer: str) -> float:
         """1.0 for the same word or digit, whatever its case and with or without a full stop."""
         return float(exact(answer.strip().removesuffix("."), sample.answer, fold_case=True))
 
 
-def _counted(rng: random.Random, page: Page, split: Split) -> tuple[list[Thing], Asked | None]:
+def _counted(rng: random.Random, page: Page, split: Split) -> tuple[list[Thing], _Question | None]:
     """A picture with a chosen number of what is asked for, among others."""
     wanted = scene.mixed(rng, split, 1)[0]
     matches, plural = _kind_of_things(rng, wanted)
@@ -115,7 +130,7 @@ def _counted(rng: random.Random, page: Page, split: Split) -> tuple[list[Thing],
     return things, _count(things, matches, plural) if len(things) == len(chosen) else None
 
 
-def _ask_count(rng: random.Random, things: list[Thing]) -> Asked:
+def _ask_count(rng: random.Random, things: list[Thing]) -> _Question:
     thing = rng.choice(things)
     return _count(things, *_kind_of_things(rng, (thing.colour, thing.shape)))
 
@@ -131,47 +146,48 @@ def _kind_of_things(rng: random.Random, pair: Pair) -> tuple[Callable[[Pair], bo
     }[rng.choices(("pair", "shape", "colour", "all"), (45, 25, 15, 15))[0]]
 
 
-def _count(things: list[Thing], matches: Callable[[Pair], bool], plural: str) -> Asked:
-    return Asked("count", str(sum(matches((thing.colour, thing.shape)) for thing in things)), {"things": plural})
+def _count(things: list[Thing], matches: Callable[[Pair], bool], plural: str) -> _Question:
+    meant = tuple(thing for thing in things if matches((thing.colour, thing.shape)))
+    return _Question("count", str(len(meant)), {"things": plural}, meant)
 
 
 def _plural(shape: str) -> str:
     return "crosses" if shape == "cross" else f"{shape}s"
 
 
-def _ask_colour(rng: random.Random, things: list[Thing]) -> Asked | None:
+def _ask_colour(rng: random.Random, things: list[Thing]) -> _Question | None:
     single = [thing for thing in things if [other.shape for other in things].count(thing.shape) == 1]
     ends = [(end, thing) for end, side in ENDS.items() if (thing := _outermost(things, side))]
     if single and (not ends or rng.random() < 0.6):
         thing = rng.choice(single)
-        return Asked("colour", thing.colour, {"thing": thing.shape})
+        return _Question("colour", thing.colour, {"thing": thing.shape}, (thing,))
     if not ends:
         return None
     end, thing = rng.choice(ends)
-    return Asked("colour", thing.colour, {"thing": f"{end} shape"})
+    return _Question("colour", thing.colour, {"thing": f"{end} shape"}, (thing,))
 
 
-def _ask_shape(rng: random.Random, things: list[Thing]) -> Asked | None:
+def _ask_shape(rng: random.Random, things: list[Thing]) -> _Question | None:
     """By colour, by the end at which it stands, or by its neighbour."""
-    places: list[tuple[str, str]] = []
+    places: list[tuple[Thing, str]] = []
     for thing in things:
         others = [other for other in things if other is not thing]
         if all(other.colour != thing.colour for other in others):
-            places.append((thing.shape, thing.colour))
+            places.append((thing, thing.colour))
         for side, direction in SIDES.items():
             beyond = [other for other in others if _ahead(other, thing, direction) > 0]
             if len(beyond) == 1 and _ahead(beyond[0], thing, direction) > APART:
-                places.append((beyond[0].shape, f"{side} the {thing.called(rng, others)}"))
+                places.append((beyond[0], f"{side} the {thing.called(rng, others)}"))
     for end, direction in ENDS.items():
         if thing := _outermost(things, direction):
-            places.append((thing.shape, f"{'furthest ' if '-' in end else 'at the '}{end.split('-')[0]}"))
+            places.append((thing, f"{'furthest ' if '-' in end else 'at the '}{end.split('-')[0]}"))
     if not places:
         return None
-    shape, place = rng.choice(places)
-    return Asked("shape", shape, {"place": place})
+    thing, place = rng.choice(places)
+    return _Question("shape", thing.shape, {"place": place}, (thing,))
 
 
-def _ask_relation(rng: random.Random, things: list[Thing]) -> Asked | None:
+def _ask_relation(rng: random.Random, things: list[Thing]) -> _Question | None:
     """Yes as often as no: the answer is chosen first."""
     first, second = rng.sample(things, 2)
     true = [side for side, direction in SIDES.items() if _ahead(first, second, direction) > APART]
@@ -181,7 +197,7 @@ def _ask_relation(rng: random.Random, things: list[Thing]) -> Asked | None:
     if answer == "no":
         side = next(other for other in SIDES if SIDES[other] == (-SIDES[side][0], -SIDES[side][1]))
     names = [thing.called(rng, [other for other in things if other is not thing]) for thing in (first, second)]
-    return Asked("relation", answer, {"first": names[0], "side": side, "second": names[1]})
+    return _Question("relation", answer, {"first": names[0], "side": side, "second": names[1]}, (first, second))
 
 
 def _ahead(thing: Thing, other: Thing, direction: tuple[int, int]) -> float:

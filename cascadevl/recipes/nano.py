@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,12 +27,12 @@ from cascadevl.checkpoints.resume import load_training, save_training
 from cascadevl.checkpoints.save import save_parts
 from cascadevl.checkpoints.tiny import assemble
 from cascadevl.core.messages import Conversation, Text, Turn
-from cascadevl.core.task import Sample, Task
+from cascadevl.core.task import Exchange, Sample, Task
 from cascadevl.data.batch import Batch, collate
 from cascadevl.data.packing import pack
 from cascadevl.gym import TASKS
 from cascadevl.gym.glyph_targets import glyph_targets
-from cascadevl.gym.pointers import answer_glyphs, visual_tokens
+from cascadevl.gym.pointers import answer_tokens, covered
 from cascadevl.models.config import DecoderConfig, VisionConfig
 from cascadevl.ops.rope import Rope
 from cascadevl.preprocessing.processor import ModelInputs, Processor
@@ -182,7 +183,7 @@ def taught(task: Task, sample: Sample) -> Conversation:
     Encoding the picture is the dear part: five questions cost less than two pictures.
     """
     turns = [*task.prompt(sample).turns, Turn("assistant", (Text(sample.answer),))]
-    for question, answer in sample.more:
+    for question, answer, _ in sample.more:
         turns += [Turn("user", (Text(question),)), Turn("assistant", (Text(answer),))]
     return Conversation(tuple(turns))
 
@@ -220,15 +221,17 @@ class GymBatches:
 
     def _glyphs(self, inputs: ModelInputs, sample: Sample) -> torch.Tensor:
         spec = self.processor.spec
-        targets = glyph_targets(
-            sample.glyphs, inputs.sizes[0], inputs.grids[0], spec.tile_px, VISION.patch_px, spec.thumbnail
-        )
-        return torch.from_numpy(targets)
+        targets = [
+            glyph_targets(shown.glyphs, size, grid, spec.tile_px, VISION.patch_px, spec.thumbnail)
+            for shown, size, grid in zip(sample.shown, inputs.sizes, inputs.grids, strict=True)
+        ]
+        return torch.from_numpy(np.concatenate(targets))
 
     def _pointers(self, inputs: ModelInputs, sample: Sample) -> torch.Tensor:
-        """(2, pairs) of token and visual token, for answers that stand in the picture just once."""
+        """(2, pairs) of token and visual token, for answers that stand in one picture and just once."""
         said = inputs.trained.nonzero().flatten().tolist()
-        answers = [sample.answer, *(answer for _, answer in sample.more)]
+        exchanges = (Exchange(sample.question, sample.answer, sample.about), *sample.more)
+        answers = [exchange.answer for exchange in exchanges]
         if len(said) != sum(len(answer.encode()) + 1 for answer in answers):  # with each answer's end
             return torch.empty(2, 0, dtype=torch.int64)
         places = (
@@ -236,13 +239,13 @@ class GymBatches:
         )
         side = math.isqrt(self.processor.spec.visual_tokens_per_tile)
         pairs, tokens = [], iter(said)
-        for answer in answers:
-            printed = answer_glyphs(answer, sample.glyphs) or [None] * len(answer)
-            for char, glyph in zip(answer, printed, strict=True):
-                shown = visual_tokens(glyph, inputs.sizes[0], inputs.grids[0], side) if glyph else []
+        for _, answer, about in exchanges:
+            seen = [at for place in about for at in covered(place, inputs.sizes[0], inputs.grids[0], side)]
+            found = answer_tokens(answer, sample.shown, inputs.sizes, inputs.grids, side, self.processor.spec.thumbnail)
+            for char, shown in zip(answer, found, strict=True):
                 for _ in char.encode():
                     token = next(tokens) - 1  # the one that says it
-                    pairs += [(token, int(places[at])) for at in shown]
+                    pairs += [(token, int(places[at])) for at in shown or seen]
             next(tokens)
         return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
 

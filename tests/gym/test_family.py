@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import cascadevl.gym
+from cascadevl.core.messages import Text
 from cascadevl.core.task import Sample
 from cascadevl.gym import TASKS, assets, text
 from cascadevl.gym.assets import Split
@@ -24,6 +25,10 @@ every_family = pytest.mark.parametrize("family", TASKS)
 @cache
 def drawn(family: str, split: Split) -> list[Sample]:
     return list(TASKS[family](split=split).samples(NUM))
+
+
+def pixels(sample: Sample) -> bytes:
+    return b"".join(shown.image.tobytes() for shown in sample.shown)
 
 
 def grid_of(width_px: int, height_px: int) -> tuple[int, int]:
@@ -54,12 +59,13 @@ def test_the_table_names_every_family_of_the_folder() -> None:
 @every_family
 def test_a_sample_depends_on_nothing_but_settings_and_index(family: str) -> None:
     first, again = TASKS[family]().sample(7), list(TASKS[family]().samples(3, start=5))[2]
-    assert first.image.tobytes() == again.image.tobytes()
-    assert (first.id, first.question, first.answer, first.glyphs) == (
-        again.id, again.question, again.answer, again.glyphs,
+    assert pixels(first) == pixels(again)
+    assert [shown.glyphs for shown in first.shown] == [shown.glyphs for shown in again.shown]
+    assert (first.id, first.question, first.answer, first.more) == (
+        again.id, again.question, again.answer, again.more,
     )  # fmt: skip
     others = TASKS[family](seed=1).sample(7), TASKS[family](split="test").sample(7), TASKS[family]().sample(8)
-    assert len({sample.image.tobytes() for sample in (first, *others)}) == 4
+    assert len({pixels(sample) for sample in (first, *others)}) == 4
 
 
 @every_family
@@ -77,10 +83,15 @@ def test_the_reference_scores_one_and_other_answers_less(family: str) -> None:
 
 
 @every_family
-def test_the_picture_comes_before_the_question(family: str) -> None:
+def test_the_pictures_come_before_the_question_in_their_order(family: str) -> None:
     sample = drawn(family, "train")[0]
     conversation = TASKS[family]().prompt(sample)
-    assert conversation.images[0].source is sample.image
+    *media, _ = conversation.turns[0].parts
+    assert not any(isinstance(part, Text) for part in media)
+    sources = [part.source for part in conversation.media]
+    sources = list(sources[0]) if sample.is_video else sources
+    assert len(sources) == len(sample.shown)
+    assert all(source is shown.image for source, shown in zip(sources, sample.shown, strict=True))
     assert conversation.turns[-1].text == sample.question
     assert "{" not in sample.question or sample.family == "line"
 
@@ -118,7 +129,7 @@ def test_train_and_test_share_no_font_and_no_word(family: str) -> None:
                     assert assets.held_out(plain) == (split == "test"), word
 
 
-@pytest.mark.parametrize("family", ["shapes", "locate"])
+@pytest.mark.parametrize("family", ["shapes", "locate", "several", "clips"])
 def test_some_coloured_shapes_are_never_drawn_in_training(family: str) -> None:
     def held_out(sample: Sample) -> bool:
         return any(assets.held_out(" ".join(pair)) for pair in sample.facts.get("pairs", ()))
@@ -131,13 +142,14 @@ def test_some_coloured_shapes_are_never_drawn_in_training(family: str) -> None:
 def test_every_character_lies_inside_the_picture_and_is_legible_after_tiling(family: str) -> None:
     for split in ("train", "test"):
         for sample in drawn(family, split):
-            width, height = sample.image.size
-            columns, rows = grid_of(width, height)
-            assert columns * rows <= 6
-            for char, left, top, right, bottom in sample.glyphs:
-                assert not char.isspace()
-                assert 0 <= left < right <= width and 0 <= top < bottom <= height, sample.id
-                assert (bottom - top) * rows * TILE_PX / height >= 12, sample.id
+            for image, glyphs in sample.shown:
+                width, height = image.size
+                columns, rows = grid_of(width, height)
+                assert columns * rows <= (1 if sample.is_video else 6)
+                for char, left, top, right, bottom in glyphs:
+                    assert not char.isspace()
+                    assert 0 <= left < right <= width and 0 <= top < bottom <= height, sample.id
+                    assert (bottom - top) * rows * TILE_PX / height >= 12, sample.id
 
 
 @every_family

@@ -1,7 +1,9 @@
 """Where an answer stands, by hand."""
 
-from cascadevl.core.task import Glyph
-from cascadevl.gym.pointers import answer_glyphs, visual_tokens
+from PIL import Image
+
+from cascadevl.core.task import Glyph, Shown
+from cascadevl.gym.pointers import answer_glyphs, answer_tokens, covered, visual_tokens
 
 
 def glyphs(text: str) -> list[Glyph]:
@@ -32,3 +34,34 @@ def test_tokens_count_tile_by_tile_in_reading_order() -> None:
 
 def test_a_high_glyph_lies_in_several_rows() -> None:
     assert visual_tokens(Glyph("a", 0, 0, 10, 50), (100, 100), (1, 1), 4) == [0, 4 * 1]
+
+
+def test_a_count_does_not_stand_in_a_longer_number() -> None:
+    assert answer_glyphs("3", glyphs("1,234")) is None
+    assert answer_glyphs("1", glyphs("1.50")) is None
+    apart = [*glyphs("12"), Glyph("3", 60.0, 0.0, 70.0, 20.0), Glyph("4", 70.0, 30.0, 80.0, 50.0)]
+    assert answer_glyphs("3", apart) == [apart[2]]
+
+
+def test_tokens_are_counted_through_all_pictures() -> None:
+    # The first picture has two tiles and a thumbnail of 4 tokens each, the second one tile.
+    image = Image.new("RGB", (10, 10))
+    shown = [Shown(image, tuple(glyphs("no"))), Shown(image, (Glyph("x", 60, 60, 70, 70), Glyph("y", 0, 0, 10, 10)))]
+    found = answer_tokens("x y", shown, [(200, 100), (100, 100)], [(2, 1), (1, 1)], 2, True)
+    assert found == [[12 + 3], [], [12]]
+
+
+def test_an_answer_in_two_pictures_has_no_place() -> None:
+    image = Image.new("RGB", (10, 10))
+    shown = [Shown(image, tuple(glyphs("no")))] * 2
+    assert answer_tokens("no", shown, [(20, 20)] * 2, [(1, 1)] * 2, 2, True) == [[], []]
+    assert answer_tokens("yes", shown, [(20, 20)] * 2, [(1, 1)] * 2, 2, True) == [[], [], []]
+
+
+def test_a_place_is_covered_by_the_tokens_whose_middle_it_holds() -> None:
+    # Two tiles of 4 x 4 tokens side by side: 8 x 4 cells of 10 px. The place spans columns 3-4 and row 1.
+    assert covered(Glyph("", 32, 12, 48, 18), (80, 40), (2, 1), 4) == [7, 20]
+
+
+def test_a_place_smaller_than_a_token_is_covered_by_the_one_around_it() -> None:
+    assert covered(Glyph("", 1, 1, 3, 3), (80, 40), (2, 1), 4) == [0]

@@ -1,7 +1,9 @@
 import random
 from collections import Counter
 
-from cascadevl.gym.scene import COLOURS, Thing, blank_page, mixed, scatter
+from cascadevl.core.task import Glyph
+from cascadevl.gym.glyph_targets import ALPHABET, glyph_targets
+from cascadevl.gym.scene import COLOURS, MARKS, SHAPES, Thing, blank_page, mixed, scatter
 from cascadevl.gym.shapes import Shapes
 
 
@@ -48,3 +50,22 @@ def test_shapes_do_not_overlap_and_names_are_unique() -> None:
 
 def _apart(one: Thing, other: Thing) -> bool:
     return (one.x - other.x) ** 2 + (one.y - other.y) ** 2 > (one.radius + other.radius) ** 2
+
+
+def test_the_tower_is_asked_for_colour_and_kind_of_a_shape_in_turn() -> None:
+    mark = MARKS["red", "star"]
+    targets = glyph_targets([Glyph(mark, 0, 0, 56, 112)], (112, 112), (1, 1), 112, 14, False)
+    red = len(ALPHABET) + 1 + list(COLOURS).index("red")
+    star = len(ALPHABET) + 1 + len(COLOURS) + SHAPES.index("star")
+    tile = targets[0].reshape(8, 8, 4)
+    assert (tile[:, :4] == [red, star, red, star]).all() and (tile[:, 4:] == 0).all()
+
+
+def test_the_things_asked_for_are_said() -> None:
+    for sample in Shapes().samples(40):
+        kind = sample.facts["kind"]
+        if kind == "count":
+            assert len(sample.about) == int(sample.answer)
+        elif kind == "colour":
+            assert sample.about[0].char in {MARKS[sample.answer, shape] for shape in SHAPES}
+        assert set(sample.about) <= set(sample.glyphs)

@@ -71,6 +71,17 @@ def test_targets_stay_inside_their_sample(parts: nano.Parts) -> None:
         assert (targets != IGNORE).any()
 
 
+def test_questions_about_several_pictures_and_videos_have_targets_for_every_tile(parts: nano.Parts) -> None:
+    mixture = {"several": 1.0, "clips": 1.0, "captions": 1.0}
+    gym = nano.GymBatches(mixture=mixture, processor=parts.processor, max_tokens=4096, max_tiles=48, seed=3)
+    batch = next(iter(gym))
+    assert batch.glyphs is not None and batch.pointers is not None
+    assert len(batch.glyphs) == len(batch.tiles) and (batch.glyphs > 0).any()
+    said, shown = batch.pointers
+    assert len(said) > 20 and (batch.targets[said] != IGNORE).all()
+    assert (batch.token_ids[shown] == parts.tokenizer.id(parts.spec.image_context)).all()
+
+
 def run(parts: nano.Parts, out: Path, stops: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
     """Train a few steps, interrupted and resumed at each of `stops`; returns the final weights."""
     stage = nano.Stage(name="short", mixture={"line": 1.0}, steps=stops[-1], lr=1e-3, warmup=1, max_tiles=12)

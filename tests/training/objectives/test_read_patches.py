@@ -91,7 +91,7 @@ def test_the_tower_learns_to_read_one_batch() -> None:
     fit(
         model=model,
         objective=ReadPatches(head=head),
-        batches=[batch] * 80,
+        batches=[batch] * 160,
         optimizer=muon(named, lr=1e-2, weight_decay=0.0),
         schedule=lambda step: 1.0,
         state=FitState(),
