@@ -6,7 +6,8 @@ text, and a resolver under which a site on this machine counts as public. A row 
 requests ended and how, how many were lost (no answer), hung (none in time) or answered wrongly,
 and whether afterwards the server is healthy, its queue empty and every page of its cache given back.
 `--soak N` sends N distinct pictures and compares resident memory, decoders included, with that after
-a warm-up that fills the caches.
+a warm-up that fills the caches; its curve is in the JSON and in a picture beside it.
+`--disconnects N` also compares what the server has afterwards: threads, descriptors, tasks, pages, tokens, memory.
 With schemathesis installed, half of the malformed bodies come from it and the OpenAPI document.
 """
 
@@ -40,6 +41,7 @@ from faults_bodies import (
     saved,
 )
 from faults_client import (
+    GROWTH,
     JSON,
     PATIENCE_S,
     Row,
@@ -48,16 +50,20 @@ from faults_client import (
     ask,
     at_once,
     children,
+    compare,
     gauges,
     settled,
     started,
 )
 from faults_inside import within
+from faults_plot import plot
 
 SOAK_CACHE_BYTES = 8 * 2**20
-SOAK_VISION_BYTES = 4 * 2**20
-WARM_UP = 400
+SOAK_VISION_BYTES = 16 * 2**20
+WARM_UP = 1000
 """Pictures before memory is measured: both caches are full by then."""
+PARTS = 20
+"""Of a soak, after each of which memory is measured."""
 
 # Slow, gone, too many
 
@@ -92,7 +98,7 @@ def slow_loris(server: Server, num: int) -> Row:
 
 def disconnects(server: Server, num: int) -> Row:
     """Clients that go away at any moment: half-way through their body, while they wait, in the middle of an answer."""
-    row = Row("disconnects", fine=("gone", "full"))
+    row = Row("disconnects", fine=("gone", "full", "nothing left"))
     body = json.dumps(hello(200, stream=True, loop_guard=False)).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
     whole = head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
@@ -114,7 +120,11 @@ def disconnects(server: Server, num: int) -> Row:
         except TimeoutError:
             return "hung"
 
-    row.ends = at_once(leave, range(num))
+    row.ends = at_once(leave, range(num // 10))  # what is made once is made by then
+    settled(row, server)
+    before = server.belongings()
+    row.ends += at_once(leave, range(num // 10, num))
+    compare(row, server, before)
     return row
 
 
@@ -230,18 +240,32 @@ def soak(server: Server, num: int) -> Row:
     row = Row("soak", fine=("200", "flat"))
 
     def send(first: int, last: int) -> None:
-        row.ends += at_once(lambda number: ask(server, CHAT, distinct(number)), range(first, last), 4)
+        def look(number: int) -> str:
+            return ask(server, CHAT, {**distinct(number), "max_tokens": 1, "max_tiles": 2 if number % 4 == 0 else 1})
+
+        row.ends += at_once(look, range(first, last), 4)
 
     send(0, WARM_UP)
     assert gauges(server)["tile_cache_bytes"] > 0.9 * SOAK_VISION_BYTES, "the cache is not full after the warm-up"
-    sizes = [server.memory_bytes()]
-    for part in range(10):
-        send(WARM_UP + part * num // 10, WARM_UP + (part + 1) * num // 10)
-        sizes.append(server.memory_bytes())
+    curve = [{"pictures": WARM_UP, **server.memory_mib()}]
+    for part in range(PARTS):
+        send(WARM_UP + part * num // PARTS, WARM_UP + (part + 1) * num // PARTS)
+        curve.append({"pictures": WARM_UP + (part + 1) * num // PARTS, **server.memory_mib()})
+    sizes = [point["server"] + point["decoders"] for point in curve]
     growth = max(sizes) / sizes[0] - 1
-    row.notes |= {"warm after": WARM_UP, "memory MiB": [size >> 20 for size in sizes], "growth": round(growth, 4)}
-    row.ends["flat" if growth <= 0.05 else "memory grew"] += 1
+    row.notes |= {"growth": round(growth, 4), "curve MiB": curve}
+    row.ends["flat" if growth <= GROWTH else "memory grew"] += 1
     return row
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """The soak, if there was one."""
+    for row in rows:
+        if curve := row.notes.get("curve MiB"):
+            server, decoders = ([point[name] for point in curve] for name in ("server", "decoders"))
+            both = [sum(each) for each in zip(server, decoders, strict=True)]
+            lines = {"server and decoders": both, "server": server, "decoders": decoders}
+            plot(path, [point["pictures"] for point in curve], lines, GROWTH)
 
 
 # All of it
@@ -292,6 +316,7 @@ def main() -> None:
                 flush=True,
             )
     options.json.write_text(json.dumps([told(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
+    draw(rows, options.json.with_suffix(".png"))
     print(
         f"{sum(row.ends.total() for row in rows)} ends; {sum(not row.good for row in rows)} kinds of trouble did harm"
     )

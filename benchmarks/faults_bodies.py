@@ -27,12 +27,22 @@ def about(url: str, kind: str = "image_url") -> dict[str, Any]:
 # Malformed
 
 
-VALID: dict[str, dict[str, Any]] = {
+VALID: dict[str, dict[str, Any]] = {  # for each route of the OpenAPI document that takes a body
     CHAT: {
         **hello(2), "temperature": 0.5, "top_p": 0.9, "seed": 1, "stop": ["x"], "n": 1, "logprobs": True,
         "top_logprobs": 2, "stream": False, "deadline_s": 5.0, "response_format": {"type": "text"},
     },
     "/v1/completions": {"prompt": "Hello", "max_tokens": 2, "deadline_s": 5.0},
+    "/v1/responses": {
+        "input": [
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello"}]},
+            {"type": "function_call", "call_id": "a", "name": "add", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "a", "output": "3"},
+        ],
+        "instructions": "Be brief.", "max_output_tokens": 2, "temperature": 0.5, "top_logprobs": 2, "deadline_s": 5.0,
+        "include": ["message.output_text.logprobs"], "text": {"format": {"type": "text"}}, "tool_choice": "none",
+        "tools": [{"type": "function", "name": "add", "parameters": {"type": "object"}}], "stream": False,
+    },
     "/tokenize": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], "max_tiles": 2},
 }  # fmt: skip
 JUNK: tuple[Any, ...] = (

@@ -21,6 +21,11 @@ JSON = {"Content-Type": "application/json"}
 PATIENCE_S = 60.0
 """Whoever has no answer by then hangs."""
 REST_S = 60.0
+GROWTH = 0.05
+"""Of resident memory, that counts as none."""
+SLACK = 8
+"""Threads and descriptors that a server may have more of than before: its pools fill when they are needed, and what
+is forgotten with one client in a hundred is far more."""
 BODY_S = 5
 FLAGS = (
     *("--port", "0", "--body-s", str(BODY_S), "--max-requests", "64", "--cache-bytes", str(64 * 2**20)),
@@ -54,8 +59,23 @@ class Server:
     port: int
     pid: int = 0
 
-    def memory_bytes(self) -> int:
-        return sum(_rss_bytes(pid) for pid in (self.pid, *children(self.pid)))
+    def memory_mib(self) -> dict[str, int]:
+        """Resident; what the decoders share with each other counts for each."""
+        decoders = sum(map(_rss_bytes, children(self.pid)))
+        return {"server": _rss_bytes(self.pid) >> 20, "decoders": decoders >> 20}
+
+    def belongings(self) -> dict[str, float]:
+        """What it may forget to give back."""
+        process, seen = Path(f"/proc/{self.pid}"), gauges(self)
+        return {
+            "threads": len(list((process / "task").iterdir())),
+            "descriptors": len(list((process / "fd").iterdir())),
+            "decoders": len(children(self.pid)),
+            "tasks": seen["event_loop_tasks"],
+            "pages": seen["cache_pages"] - seen["cache_pages_available"],
+            "tokens": seen["queue_tokens"],
+            "memory MiB": self.memory_mib()["server"],
+        }
 
 
 def ask(server: Server, path: str, body: Any, headers: dict[str, str] = JSON, patience_s: float = PATIENCE_S) -> str:
@@ -90,13 +110,16 @@ def gauges(server: Server) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"^cascadevl_(\w+) (\S+)$", text, re.MULTILINE)}
 
 
+BUSY = ("requests_waiting", "requests_running", "queue_requests", "queue_tokens", "queue_bytes")
+
+
 def at_rest(server: Server) -> bool:
     """Healthy, nobody waits, and every page is free or may be had."""
     end_s = time.monotonic() + REST_S
     while time.monotonic() < end_s:
         seen = gauges(server)
-        busy = [seen.get(name) for name in ("requests_waiting", "requests_running", "queue_requests", "queue_bytes")]
-        if busy == [0] * 4 and seen["cache_pages"] == seen["cache_pages_available"]:
+        busy = [seen.get(name) for name in BUSY]
+        if busy == [0] * len(BUSY) and seen["cache_pages"] == seen["cache_pages_available"]:
             return ask(server, "/health", None) == "200" and ask(server, CHAT, hello()) == "200"
         time.sleep(0.2)
     return False
@@ -129,6 +152,21 @@ def _rss_bytes(pid: int) -> int:
     with contextlib.suppress(OSError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
+
+
+def compare(row: Row, server: Server, before: dict[str, float]) -> None:
+    """Nothing may be left of those who came since: what they had is given back within REST_S."""
+    slack = {"threads": SLACK, "descriptors": SLACK, "memory MiB": GROWTH * before["memory MiB"]}
+    end_s = time.monotonic() + REST_S
+    while True:
+        at_rest(server)
+        after = server.belongings()
+        more = {name for name, value in after.items() if value > before[name] + slack.get(name, 0)}
+        if not more or time.monotonic() > end_s:
+            break
+        time.sleep(0.5)
+    row.notes |= {"before": before, "after": after}
+    row.ends["nothing left" if not more else f"left: {', '.join(sorted(more))}"] += 1
 
 
 def settled(row: Row, server: Server) -> Row:

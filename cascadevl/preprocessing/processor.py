@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from PIL.Image import Image as Picture
 from torch import Tensor
@@ -18,7 +19,7 @@ from cascadevl.core.shapes import Grid, num_tiles
 from cascadevl.preprocessing.image import MediaLimits, open_image
 from cascadevl.preprocessing.spec_file import Spec
 from cascadevl.preprocessing.template import Span, find_template, render
-from cascadevl.preprocessing.tiling import Tiling
+from cascadevl.preprocessing.tiling import Tiled, Tiling
 from cascadevl.preprocessing.tokenizer import MARK_RANGE, TextTokenizer
 from cascadevl.preprocessing.video import open_frames
 
@@ -93,7 +94,7 @@ class Processor:
             tokens = [num_tiles(grid, self.spec.thumbnail) * self.spec.visual_tokens_per_tile for grid in grids]
             token_ids, trained = self._tokenise(spans, tokens, mark)
             self._check_length(len(token_ids), sum(tokens), shown)
-            tiles = [tiles for each in shown for tiles in each.tiles()]
+            tiles = [torch.from_numpy(tiles) for each in shown for tiles in each.tiles()]
         side = self.spec.tile_px
         return ModelInputs(
             token_ids=torch.tensor(token_ids, dtype=torch.int64),
@@ -106,13 +107,21 @@ class Processor:
             frames=[each.is_video for each in shown for _ in each.sizes],
         )
 
-    def _open(self, medium: Image | Video, max_tiles: int | None, seed: int, opened: ExitStack) -> "_Shown":
+    def tiling(self, medium: Image | Video, max_tiles: int | None = None) -> Tiling:
+        """How a picture, or each frame of a video, is cut up; `max_tiles` as in a call. Raises MessageError."""
+        if isinstance(medium, Image):
+            return self._tiling_for(medium.max_tiles or max_tiles)
+        limit = self.spec.frame_max_tiles
+        return self._tiling_for(min(limit, max_tiles or limit))
+
+    def _open(self, medium: Image | Video, max_tiles: int | None, seed: int, opened: ExitStack) -> "_Shown | Tiled":
+        if isinstance(medium.source, Tiled):
+            return medium.source
         if isinstance(medium, Image):
             picture = open_image(medium.source, self.limits)
-            return _Shown([picture], [picture.size], self._tiling_for(medium.max_tiles or max_tiles), is_video=False)
+            return _Shown([picture], [picture.size], self.tiling(medium, max_tiles), is_video=False)
         frames = opened.enter_context(open_frames(medium, self.spec, self.limits, seed))
-        limit = self.spec.frame_max_tiles
-        return _Shown(frames, frames.sizes, self._tiling_for(min(limit, max_tiles or limit)), is_video=True)
+        return _Shown(frames, frames.sizes, self.tiling(medium, max_tiles), is_video=True)
 
     def _rendered(self, conversation: Conversation, num_frames: list[int]) -> tuple[list[Span], str]:
         """The prompt with every picture and frame as one placeholder, and the mark in it."""
@@ -139,7 +148,7 @@ class Processor:
             Span(re.sub(re.escape(self.spec.video), lambda _: next(pending), span.text), span.trained) for span in spans
         ]
 
-    def _check_length(self, num_tokens: int, num_visual: int, shown: Sequence["_Shown"]) -> None:
+    def _check_length(self, num_tokens: int, num_visual: int, shown: Sequence["_Shown | Tiled"]) -> None:
         if self.max_tokens is None or num_tokens <= self.max_tokens:
             return
         num_frames = sum(len(each.sizes) for each in shown if each.is_video)
@@ -206,9 +215,9 @@ class _Shown:
     def grids(self) -> list[Grid]:
         return [self.tiling.grid(*size) for size in self.sizes]
 
-    def tiles(self) -> Iterator[Tensor]:
+    def tiles(self) -> Iterator[np.ndarray]:
         """One after the other: of a video, one frame is in memory at a time."""
-        return (self.tiling(picture)[1] for picture in self.pictures)
+        return (self.tiling.cut(picture)[1] for picture in self.pictures)
 
 
 def _as_pictures(conversation: Conversation, labels: list[list[str]]) -> Conversation:

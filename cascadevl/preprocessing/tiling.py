@@ -6,15 +6,19 @@ ties included. The whole picture is stretched onto the grid: no padding, and its
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+import numpy as np
 from PIL import Image
 
 from cascadevl.core.errors import ConfigError, MediaError
 from cascadevl.core.shapes import Grid, num_tiles
 from cascadevl.preprocessing.resize import KERNELS
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_TILES = 1024
 """More than any released model was trained with by far; a message may name a limit of its own."""
@@ -47,17 +51,23 @@ class Tiling:
         if self.resize not in KERNELS:
             raise ConfigError(f"resize is {self.resize!r}: expected one of {', '.join(KERNELS)}.")
 
-    def __call__(self, image: Image.Image) -> tuple[Grid, torch.Tensor]:
+    def __call__(self, image: Image.Image) -> tuple[Grid, "torch.Tensor"]:
+        """What `cut` gives, the tiles as a tensor on the same memory."""
+        import torch  # decoders, which call `cut`, never load it
+
+        grid, tiles_SCYX = self.cut(image)
+        return grid, torch.from_numpy(tiles_SCYX)
+
+    def cut(self, image: Image.Image) -> tuple[Grid, np.ndarray]:
         """The grid and tiles_SCYX, uint8 and contiguous: row by row, left to right, the thumbnail last."""
         assert image.mode == "RGB", f"open_image gives RGB, this is {image.mode}"
         side = self.tile_px
         columns, rows = grid = self.grid(*image.size)
         stretch = KERNELS[self.resize](image)
-        tiles_SCYX = torch.empty((num_tiles(grid, self.thumbnail), 3, side, side), dtype=torch.uint8)
-        pixels_SCYX = tiles_SCYX.numpy()
-        stretch(pixels_SCYX[: columns * rows].reshape(rows, columns, 3, side, side))
+        tiles_SCYX = np.empty((num_tiles(grid, self.thumbnail), 3, side, side), np.uint8)
+        stretch(tiles_SCYX[: columns * rows].reshape(rows, columns, 3, side, side))
         if len(tiles_SCYX) > columns * rows:
-            stretch(pixels_SCYX[-1].reshape(1, 1, 3, side, side))
+            stretch(tiles_SCYX[-1].reshape(1, 1, 3, side, side))
         return grid, tiles_SCYX
 
     def grid(self, width_px: int, height_px: int) -> Grid:
@@ -71,6 +81,22 @@ class Tiling:
             if difference < least or (difference == least and area > justified_area):
                 best, least = grid, difference
         return best
+
+
+@dataclass(frozen=True, slots=True)
+class Tiled:
+    """A picture, or the frames of a video, cut up already: the source of a medium that another process has opened."""
+
+    sizes: list[tuple[int, int]]
+    """(width, height) in pixels of each, upright."""
+    grids: list[Grid]
+    tiles_SCYX: np.ndarray
+    """All tiles of all of them, uint8."""
+    is_video: bool
+
+    def tiles(self) -> Iterator[np.ndarray]:
+        """Piece by piece, as a processor takes them."""
+        yield self.tiles_SCYX
 
 
 @functools.cache

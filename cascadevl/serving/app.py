@@ -83,7 +83,7 @@ class Service:
         self._started = int(time.time())
 
     def stats(self) -> dict[str, float]:
-        """Gauges and counters of engine and server."""
+        """Gauges and counters of engine and server, asked in the event loop."""
         return {
             **self.loop.stats,
             "queue_requests": len(self.admission),
@@ -91,6 +91,8 @@ class Service:
             "queue_bytes": self.admission.num_bytes,
             "heartbeat_age_s": self.loop.age_s,
             "failed_steps": self.loop.num_failed_steps,
+            "decoders_lost": self.preparer.num_lost,
+            "tasks": len(asyncio.all_tasks()),
         }
 
     # Routes
@@ -175,8 +177,10 @@ class Service:
         ]
 
     async def _answer(self, call: "Call", order: Order, prompts: list[ModelInputs]) -> Response:
+        longest, wanted = self.parts.model.config.decoder.rope.longest, order.sampling.max_new_tokens
+        lengths = [len(inputs.token_ids) for inputs in prompts]
         call.place.hold(
-            tokens=sum(len(inputs.token_ids) + order.num * order.sampling.max_new_tokens for inputs in prompts),
+            tokens=sum(length + order.num * min(wanted, max(0, longest - length)) for length in lengths),
             num_bytes=sum(inputs.tiles.nbytes for inputs in prompts),
         )
         client = call.request.client.host if call.request.client else ""

@@ -2,7 +2,7 @@
 
 Run as a program, this is a worker: `workers.py` gives it tasks over a socket, each with what it may cost, and kills it
 where it takes too long. What comes back is numbers and raw pixels, never an object: a decoder that somebody has taken
-over can lie about a picture and no more.
+over can lie about a picture and no more. Without torch, which would be most of its memory and of its start.
 
 A message is eight bytes of length, JSON of that length, and the bytes that the JSON announces.
 """
@@ -16,23 +16,22 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from PIL import Image as Pillow
-from torch import Tensor
 
 from cascadevl.core.config import from_dict, to_dict
 from cascadevl.core.errors import MediaError, MessageError, MissingExtra, UserError
 from cascadevl.core.messages import Image, Video
-from cascadevl.core.shapes import Grid, num_tiles
+from cascadevl.core.shapes import num_tiles
 from cascadevl.preprocessing.image import MediaLimits, open_image
 from cascadevl.preprocessing.spec_file import Spec
-from cascadevl.preprocessing.tiling import Tiling
+from cascadevl.preprocessing.tiling import Tiled, Tiling
 from cascadevl.preprocessing.video import open_frames
 
 Source = str | bytes | Path
@@ -57,19 +56,11 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(Tiled):
     """What is left of a picture, or of the frames of a video."""
 
-    sizes: list[tuple[int, int]]
-    grids: list[Grid]
-    tiles_SCYX: Tensor
-    is_video: bool
     took_s: float
     """Without any waiting for a worker."""
-
-    def tiles(self) -> Iterator[Tensor]:
-        """As a processor asks for them."""
-        yield self.tiles_SCYX
 
 
 def cut_up(task: Task) -> Cut:
@@ -89,10 +80,10 @@ def cut_up(task: Task) -> Cut:
                 f"A picture or video would be {total} tiles of {task.spec.visual_tokens_per_tile} tokens; the prompt "
                 f"has room for {task.room}. Send fewer pictures or frames (num_frames), or lower max_tiles."
             )
-        tiles_SCYX = torch.empty((total, 3, tiling.tile_px, tiling.tile_px), dtype=torch.uint8)
+        tiles_SCYX = np.empty((total, 3, tiling.tile_px, tiling.tile_px), np.uint8)
         done = 0
         for frame in frames:
-            _, tiles = tiling(frame)
+            _, tiles = tiling.cut(frame)
             tiles_SCYX[done : done + len(tiles)] = tiles
             done += len(tiles)
     return Cut(list(sizes), grids, tiles_SCYX, isinstance(medium, Video), time.monotonic() - started_s)
@@ -147,9 +138,9 @@ def _source(kind: str, data: bytes) -> Source:
 # The worker
 
 
-def work(channel: socket.socket, memory_bytes: int) -> None:
-    """Serve tasks until nobody is at the other end."""
-    _warm_up()
+def work(channel: socket.socket, memory_bytes: int, resize: str) -> None:
+    """Serve tasks until nobody is at the other end; `resize` is that of their spec."""
+    _warm_up(resize)
     _bound_memory(memory_bytes)
     channel.sendall(framed({"ready": os.getpid()}))
     with channel, channel.makefile("rb") as file:
@@ -168,15 +159,14 @@ def answer(channel: socket.socket, task: Task) -> None:
         channel.sendall(framed({"error": "MediaError", "message": "It takes more memory to decode than is allowed."}))
     else:
         channel.sendall(framed({"sizes": cut.sizes, "grids": cut.grids}))
-        channel.sendall(cut.tiles_SCYX.numpy().data.cast("B"))
+        channel.sendall(cut.tiles_SCYX.data.cast("B"))
 
 
-def _warm_up() -> None:
+def _warm_up(resize: Any) -> None:
     """Whatever is loaded at first use is loaded now, before memory is bounded and a user waits."""
-    torch.set_num_threads(1)
     for format in ("PNG", "JPEG", "WEBP"):
         Pillow.new("RGB", (40, 30)).save(file := io.BytesIO(), format)
-        Tiling(tile_px=8)(open_image(file.getvalue()))
+        Tiling(tile_px=8, resize=resize).cut(open_image(file.getvalue()))
     with suppress(ImportError):
         import av  # noqa: F401
 
@@ -204,9 +194,9 @@ def _bound_time(seconds: float) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    descriptor, memory_bytes = map(int, arguments)
+    descriptor, memory_bytes, resize = arguments
     with suppress(BrokenPipeError, ConnectionError):  # nobody waits any more
-        work(socket.socket(fileno=descriptor), memory_bytes)
+        work(socket.socket(fileno=int(descriptor)), int(memory_bytes), resize)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The engine is not safe for use from several threads, and a step takes long: so it has a thread of its own, and whoever
 wants something leaves a note in its inbox, read between two steps. What a step has said for everybody goes to the
-event loop in one call.
+event loop in one call, and wakes whoever waits for one request once, however much was said for it.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,6 +22,11 @@ from cascadevl.serving.refusals import Refused
 
 IDLE_S = 0.5
 """An engine with nothing to do gives a sign of life so often."""
+
+TELL_S = 0.02
+"""A request is told of new pieces so often at most: fifty times a second looks like every token to whoever reads, and
+where steps are shorter, the event loop would hold Python's lock for each token while the engine waits for it. What is
+said first and an end are told at once."""
 
 MOST_FAILURES = 3
 """Steps that may fail one after the other before the engine counts as broken, until one succeeds."""
@@ -45,8 +50,11 @@ class Ended:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+Event = Said | Ended | Exception
+
+
 class Job:
-    """The answers of one HTTP request: `num` to each prompt. Made in the event loop; iterate to get its events."""
+    """The answers of one HTTP request: `num` to each prompt. Made in the event loop; iterate once to get its events."""
 
     def __init__(
         self,
@@ -59,23 +67,35 @@ class Job:
         self.prompts, self.sampling, self.num = tuple(prompts), sampling, num
         self.client, self.adapters = client, tuple(adapters)
         self.tickets: list[Ticket] = []
-        """The engine's thread alone touches these, and the two below."""
+        """The engine's thread alone touches these, and the three below."""
         self.num_told: list[int] = []
         """Log-probabilities of each answer that are told."""
-        self.open: set[int] = set()
+        self.open: list[int] = []
         """Answers that have not ended."""
+        self.due_s = 0.0
+        """When pieces may be told again."""
         self.aio = asyncio.get_running_loop()
-        self.events: asyncio.Queue[Said | Ended | Exception] = asyncio.Queue()
+        self._events: list[Event] = []
+        """Those that nobody has fetched; only the event loop touches them."""
+        self._here: asyncio.Future[None] = self.aio.create_future()
 
     async def __aiter__(self) -> AsyncIterator[Said | Ended]:
         """Events of all answers until each has ended. Raises what went wrong with the request as a whole."""
         left = len(self.prompts) * self.num
         while left:
-            event = await self.events.get()
-            if isinstance(event, Exception):
-                raise event
-            left -= isinstance(event, Ended)
-            yield event
+            await self._here
+            events, self._events, self._here = self._events, [], self.aio.create_future()
+            for event in events:
+                if isinstance(event, Exception):
+                    raise event
+                left -= isinstance(event, Ended)
+                yield event
+
+    def put(self, events: Sequence["Event"]) -> None:
+        """To be called in the event loop."""
+        self._events += events
+        if not self._here.done():  # nobody has fetched those before, or whoever would have is gone
+            self._here.set_result(None)
 
 
 class EngineLoop:
@@ -87,7 +107,7 @@ class EngineLoop:
         self._wake = threading.Condition()
         self._stopping = False
         self._jobs: dict[Job, None] = {}
-        self._events: list[tuple[Job, Said | Ended | Exception]] = []
+        self._events: dict[Job, list[Event]] = {}
         self._failures = 0
         self._death: str | None = None
         self._alive_s = time.monotonic()
@@ -151,7 +171,8 @@ class EngineLoop:
                     self._inbox.popleft()()
                 if self._engine.busy:
                     self._step()
-                self._hand_over()
+                if not self._engine.busy:  # otherwise the next step does
+                    self._hand_over()
                 self.stats = self._engine.stats()
                 with self._wake:
                     if not (self._inbox or self._engine.busy or self._stopping):
@@ -164,7 +185,7 @@ class EngineLoop:
     def _step(self) -> None:
         """A step that fails takes down those who are there: whose fault it was cannot be told. Others may come."""
         try:
-            self._engine.step()
+            self._engine.step(self._hand_over)
             self._failures = 0
         except Exception as error:
             traceback.print_exc()
@@ -172,8 +193,9 @@ class EngineLoop:
             self._failures += 1
             for job in list(self._jobs):
                 self._refuse(job, InternalError(f"The engine failed in a step: {type(error).__name__}: {error}"))
+        now_s = time.monotonic()
         for job in list(self._jobs):
-            self._collect(job)
+            self._collect(job, now_s)
 
     def _admit(self, job: Job) -> None:
         if self._death is not None:
@@ -187,15 +209,17 @@ class EngineLoop:
             if not isinstance(error, CascadeError):
                 traceback.print_exc()
             return self._refuse(job, error)
-        job.open = set(range(len(job.tickets)))
+        job.open = list(range(len(job.tickets)))
         job.num_told = [0] * len(job.tickets)
         self._jobs[job] = None
 
-    def _collect(self, job: Job) -> None:
-        """What the last step has said for a job."""
-        for number in sorted(job.open):
+    def _collect(self, job: Job, now_s: float) -> None:
+        """What was said for a job, and is due to be told."""
+        events: list[Event] = []
+        due = now_s >= job.due_s
+        for number in tuple(job.open):
             ticket = job.tickets[number]
-            if not ticket.pieces and ticket.generation is None:
+            if ticket.generation is None and not (due and ticket.pieces):
                 continue
             text = "".join(ticket.pieces)
             ticket.pieces.clear()
@@ -204,11 +228,14 @@ class EngineLoop:
                 logprobs = tuple(ticket.answer.logprobs[job.num_told[number] :])
                 job.num_told[number] += len(logprobs)
             if text:
-                self._events.append((job, Said(number, text, logprobs)))
+                events.append(Said(number, text, logprobs))
                 logprobs = ()
             if ticket.generation is not None:
-                self._events.append((job, Ended(number, ticket.generation, logprobs)))
-                job.open.discard(number)
+                events.append(Ended(number, ticket.generation, logprobs))
+                job.open.remove(number)
+        if events:
+            self._events.setdefault(job, []).extend(events)
+            job.due_s = now_s + TELL_S
         if not job.open:
             del self._jobs[job]
 
@@ -219,17 +246,19 @@ class EngineLoop:
 
     def _refuse(self, job: Job, error: Exception) -> None:
         self._drop(job)
-        self._events.append((job, error))
+        self._events.setdefault(job, []).append(error)
 
     def _hand_over(self) -> None:
         """One call for all events of a step: waking the event loop costs more than an event."""
-        events, self._events = self._events, []
-        for aio in {job.aio for job, _ in events}:
-            mine = [(job, event) for job, event in events if job.aio is aio]
+        if not self._events:
+            return
+        events, self._events = self._events, {}
+        for aio in {job.aio for job in events}:
+            mine = {job: said for job, said in events.items() if job.aio is aio}
             try:
                 aio.call_soon_threadsafe(_put, mine)
             except RuntimeError:  # the event loop is closed: nobody listens
-                for job, _ in mine:
+                for job in mine:
                     self._drop(job)
 
     def _end(self, why: str) -> None:
@@ -238,7 +267,7 @@ class EngineLoop:
         while self._inbox:
             self._inbox.popleft()()
         for job in list(self._jobs):
-            self._events.append((job, self._gone()))
+            self._events.setdefault(job, []).append(self._gone())
             with suppress(Exception):  # a broken engine may not even be able to let go
                 self._drop(job)
         self._hand_over()
@@ -247,6 +276,6 @@ class EngineLoop:
         return Refused(503, f"The engine has ended: {self._death}.", code="engine_down")
 
 
-def _put(events: Sequence[tuple[Job, Said | Ended | Exception]]) -> None:
-    for job, event in events:
-        job.events.put_nowait(event)
+def _put(events: Mapping[Job, Sequence[Event]]) -> None:
+    for job, said in events.items():
+        job.put(said)

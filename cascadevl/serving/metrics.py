@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from cascadevl.core.generation import Generation
@@ -24,6 +24,7 @@ GAUGES = {
     "queue_requests": ("cascadevl_queue_requests", "HTTP requests taken on."),
     "queue_tokens": ("cascadevl_queue_tokens", "Tokens that they hold."),
     "queue_bytes": ("cascadevl_queue_bytes", "Bytes that they hold."),
+    "tasks": ("cascadevl_event_loop_tasks", "Tasks of the web server's event loop."),
     "heartbeat_age_s": ("cascadevl_engine_heartbeat_age_seconds", "Since the engine's last sign of life."),
 }
 COUNTERS = {
@@ -31,6 +32,7 @@ COUNTERS = {
     "tile_hits": ("cascadevl_tile_cache_hits", "Tiles whose visual tokens were there."),
     "tile_misses": ("cascadevl_tile_cache_misses", "Tiles that were encoded."),
     "failed_steps": ("cascadevl_engine_failed_steps", "Steps of the engine that failed."),
+    "decoders_lost": ("cascadevl_decoders_lost", "Decoders that were killed or died over a picture or video."),
 }
 """Name among the engine's or the server's statistics -> name and help of the metric."""
 
@@ -55,6 +57,7 @@ class Metrics:
         self.per_token_s = Histogram("time_per_output_token_seconds", "Between tokens, the mean of an answer.", **timed)
         self.whole_s = Histogram("request_seconds", "From the request to the end of an answer.", **timed)
         self._registry.register(_Stats(stats))
+        ProcessCollector(registry=self._registry)  # process_resident_memory_bytes, process_open_fds and the like
 
     def ended(self, api: str, generation: Generation, started_s: float, first_s: float) -> None:
         """`started_s` and `first_s`: when the HTTP request came, and when the first of this answer was there."""

@@ -3,16 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from cascadevl.checkpoints.parts import Parts
 from cascadevl.core.errors import MessageError
-from cascadevl.core.messages import Conversation, Image, Video
-from cascadevl.preprocessing.processor import ModelInputs, Processor
-from cascadevl.preprocessing.tiling import Tiling
+from cascadevl.core.messages import Conversation
+from cascadevl.preprocessing.processor import ModelInputs
 from cascadevl.serving.config import ServingConfig
 from cascadevl.serving.decode import cut_up
 from cascadevl.serving.fetch import Fetch
@@ -33,7 +31,6 @@ class Preparer:
     def __init__(self, parts: Parts, config: ServingConfig, fetch: Fetch | None = None) -> None:
         """`fetch`: in the place of the one that the configuration asks for."""
         self._parts, self._config = parts, config
-        self._processor = _OfCuts(parts.spec, parts.tokenizer, max_tokens=parts.processor.max_tokens)
         self._fetch = fetch
         if fetch is None and config.fetch_hosts:
             self._fetch = Fetch(hosts=config.fetch_hosts, max_bytes=config.max_body_bytes, timeout_s=config.fetch_s)
@@ -42,7 +39,10 @@ class Preparer:
         num_threads = config.media_workers
         if config.media_isolation == "process":
             self.workers = Workers(
-                config.media_workers, memory_bytes=config.media_memory_bytes, wait_s=config.deadline_s
+                config.media_workers,
+                memory_bytes=config.media_memory_bytes,
+                resize=parts.spec.resize,
+                wait_s=config.deadline_s,
             )
             num_threads += MORE_THREADS
         self._cut: Cutter = self.workers or (lambda task, seconds: cut_up(task))
@@ -62,10 +62,11 @@ class Preparer:
         if conversation.ends_with_answer:
             raise MessageError("The last message is the assistant's: end with what the user says.")
         check_media(conversation, self._config)
-        spec, longest = self._parts.spec, self._processor.max_tokens
+        spec, process = self._parts.spec, self._parts.processor
+        longest = process.max_tokens
         room = MOST_TILES if longest is None else longest // spec.visual_tokens_per_tile
         viewer = Viewer(self._config, spec, room, self._cut, self._fetch)
-        return self._processor(viewer.look(conversation, lambda medium: self._processor.tiling(medium, max_tiles)))
+        return process(viewer.look(conversation, lambda medium: process.tiling(medium, max_tiles)))
 
     def text(self, prompt: str | list[int]) -> ModelInputs:
         """A prompt without a template. Words that look like control tokens stay words; ids are taken as they are."""
@@ -96,21 +97,12 @@ class Preparer:
             spec_hash=spec.hash,
         )
 
+    @property
+    def num_lost(self) -> int:
+        """Decoders that were killed or died over a task."""
+        return 0 if self.workers is None else self.workers.num_lost
+
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self.workers is not None:
             self.workers.close()
-
-
-class _OfCuts(Processor):
-    """A processor of conversations whose media were opened and cut up elsewhere."""
-
-    def tiling(self, medium: Image | Video, max_tiles: int | None) -> Tiling:
-        """How a processor would cut it up."""
-        if isinstance(medium, Image):
-            return self._tiling_for(medium.max_tiles or max_tiles)
-        limit = self.spec.frame_max_tiles
-        return self._tiling_for(min(limit, max_tiles or limit))
-
-    def _open(self, medium: Image | Video, max_tiles: int | None, seed: int, opened: ExitStack) -> Any:
-        return medium.source

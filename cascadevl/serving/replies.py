@@ -17,12 +17,16 @@ from cascadevl.preprocessing.parse import THINK_END, AnswerReader, Piece
 from cascadevl.preprocessing.processor import ModelInputs
 from cascadevl.serving.loop import Ended, Said
 from cascadevl.serving.openai import Order
+from cascadevl.serving.streams import JSON, Chunk
 
 FINISH = {"stop": "stop", "length": "length", "repetition": "length", "abort": "length"}
 """Ours -> OpenAI's, whose clients know no others: whatever was cut short is "length"."""
 
 LEAST_LOGPROB = -9999.0
 """JSON has no infinity; what cannot be said is as unlikely as a float tells."""
+
+GAP = "\0"
+"""Where the text goes in a chunk that is written before it."""
 
 
 class Reply(ABC):
@@ -38,7 +42,7 @@ class Reply(ABC):
         """The body of a response that is not streamed."""
 
     @abstractmethod
-    def chunks(self, first: Said | Ended, events: AsyncIterator[Said | Ended]) -> AsyncIterator[dict[str, Any]]:
+    def chunks(self, first: Said | Ended, events: AsyncIterator[Said | Ended]) -> AsyncIterator[Chunk]:
         """The chunks of a streamed response."""
 
     def _read(self, text: str) -> list[Piece]:
@@ -118,12 +122,14 @@ class ChoicesReply(Reply):
             "model": model,
             "spec_hash": self._spec_hash,
         }
+        self._around: dict[int, tuple[str, str]] = {}
+        """Of each answer: what stands before and after the text in its chunks, as JSON."""
 
     def whole(self, answers: Mapping[int, Generation]) -> dict[str, Any]:
         choices = [self._choice(number, answers[number]) for number in sorted(answers)]
         return {**self._head, "choices": choices, "usage": self._usage(answers)}
 
-    async def chunks(self, first: Said | Ended, events: AsyncIterator[Said | Ended]) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self, first: Said | Ended, events: AsyncIterator[Said | Ended]) -> AsyncIterator[Chunk]:
         """The one with the usage comes last, where asked for."""
         answers: dict[int, Generation] = {}
         for choice in self._openings():
@@ -132,8 +138,8 @@ class ChoicesReply(Reply):
         while event is not None:
             if isinstance(event, Ended):
                 answers[event.number] = event.generation
-            for choice in self._pieces(event):
-                yield self._chunk(choice)
+            for chunk in self._pieces(event):
+                yield chunk
             event = await anext(events, None)
         if self._order.include_usage:
             yield {**self._head, "choices": [], "usage": self._usage(answers)}
@@ -142,6 +148,14 @@ class ChoicesReply(Reply):
         # With include_usage, every chunk but the last says that it has none.
         usage = {"usage": None} if self._order.include_usage else {}
         return {**self._head, "choices": [{"finish_reason": None, "logprobs": None, **choice}], **usage}
+
+    def _plain(self, number: int, text: str) -> str:
+        """The chunk of nothing but text, of which most are: written once for each answer, but for the text."""
+        if number not in self._around:
+            before, after = JSON.encode(self._chunk(self._text_choice(number, GAP))).split(JSON.encode(GAP))
+            self._around[number] = before, after
+        before, after = self._around[number]
+        return f"{before}{JSON.encode(text)}{after}"
 
     def _usage(self, answers: Mapping[int, Generation]) -> dict[str, Any]:
         prompt_tokens, details = self._prompt_tokens(answers)
@@ -167,8 +181,12 @@ class ChoicesReply(Reply):
         """Of a response that is not streamed."""
 
     @abstractmethod
-    def _pieces(self, event: Said | Ended) -> list[dict[str, Any]]:
-        """Choices of the chunks that an event makes."""
+    def _text_choice(self, number: int, text: str) -> dict[str, Any]:
+        """Of a chunk that brings text."""
+
+    @abstractmethod
+    def _pieces(self, event: Said | Ended) -> Sequence[Chunk]:
+        """The chunks that an event makes."""
 
     def _openings(self) -> list[dict[str, Any]]:
         """Choices of the chunks before all others."""
@@ -185,11 +203,17 @@ class CompletionReply(ChoicesReply):
         ending = self._ending(number, answer, answer.text)
         return {"index": number, "text": answer.text, "logprobs": self._logprobs(answer.logprobs), **ending}
 
-    def _pieces(self, event: Said | Ended) -> list[dict[str, Any]]:
-        choice = {"index": event.number, "text": "", "logprobs": self._logprobs(event.logprobs or None)}
-        if isinstance(event, Said):
-            return [{**choice, "text": event.text}]
-        return [{**choice, **self._ending(event.number, event.generation, event.generation.text)}]
+    def _text_choice(self, number: int, text: str) -> dict[str, Any]:
+        return {"index": number, "text": text}
+
+    def _pieces(self, event: Said | Ended) -> Sequence[Chunk]:
+        if isinstance(event, Said) and not event.logprobs:
+            return [self._plain(event.number, event.text)]
+        choice = self._text_choice(event.number, event.text if isinstance(event, Said) else "")
+        choice["logprobs"] = self._logprobs(event.logprobs or None)
+        if isinstance(event, Ended):
+            choice |= self._ending(event.number, event.generation, event.generation.text)
+        return [self._chunk(choice)]
 
     def _logprobs(self, entries: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
         if entries is None:
@@ -232,9 +256,14 @@ class ChatReply(ChoicesReply):
     def _openings(self) -> list[dict[str, Any]]:
         return [{"index": n, "delta": {"role": "assistant", "content": ""}} for n in range(self._order.num)]
 
-    def _pieces(self, event: Said | Ended) -> list[dict[str, Any]]:
+    def _text_choice(self, number: int, text: str) -> dict[str, Any]:
+        return {"index": number, "delta": {"content": text}}
+
+    def _pieces(self, event: Said | Ended) -> Sequence[Chunk]:
         number, reader = event.number, self._readers[event.number]
         pieces = reader.push(event.text) if isinstance(event, Said) else reader.finish()
+        if isinstance(event, Said) and not event.logprobs and all(piece.kind == "text" for piece in pieces):
+            return [self._plain(number, delta["content"]) for piece in pieces for delta in self._deltas(number, piece)]
         deltas = [delta for piece in pieces for delta in self._deltas(number, piece)]
         if event.logprobs and not deltas:
             deltas = [{}]
@@ -245,7 +274,7 @@ class ChatReply(ChoicesReply):
             calls = self._num_calls[number] > 0
             ending = self._ending(number, event.generation, self._said[number], calls=calls)
             choices.append({"index": number, "delta": {}, **ending})
-        return choices
+        return [self._chunk(choice) for choice in choices]
 
     def _deltas(self, number: int, piece: Piece) -> list[dict[str, Any]]:
         """A call comes when it is whole: its head first, as clients expect it."""

@@ -16,6 +16,7 @@ from cascadevl.preprocessing.processor import ModelInputs
 from cascadevl.serving.loop import Ended, Said
 from cascadevl.serving.openai import Order
 from cascadevl.serving.replies import FINISH, Reply
+from cascadevl.serving.streams import Chunk
 
 _PARTS = {"text": ("message", "output_text"), "thinking": ("reasoning", "reasoning_text")}
 """Kind of a piece -> type of its item, and of the part in it, after which its events are called."""
@@ -42,7 +43,7 @@ class ResponseReply(Reply):
             pass
         return [*self._ended(Ended(0, answer))][-1]["response"]
 
-    async def chunks(self, first: Said | Ended, events: AsyncIterator[Said | Ended]) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self, first: Said | Ended, events: AsyncIterator[Said | Ended]) -> AsyncIterator[Chunk]:
         """Events, the last of which has the whole response."""
         yield self._event("response.created", response=self._response("in_progress"))
         yield self._event("response.in_progress", response=self._response("in_progress"))

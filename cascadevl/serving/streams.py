@@ -16,6 +16,10 @@ from cascadevl.serving.refusals import Refused, refusal
 
 T = TypeVar("T")
 
+Chunk = dict[str, Any] | str
+"""What is sent at a time; a text is one that was written as JSON already."""
+JSON = json.JSONEncoder(ensure_ascii=False)
+"""One for all chunks: `json.dumps` with settings makes one for each."""
 LAST_WORDS_S = 5.0
 """How long a client that reads nothing may keep us from telling it that its time is over."""
 
@@ -57,9 +61,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, chunks: AsyncIterator[dict[str, Any]], deadline: float, held: ExitStack, *, typed: bool = False
-    ) -> None:
+    def __init__(self, chunks: AsyncIterator[Chunk], deadline: float, held: ExitStack, *, typed: bool = False) -> None:
         """`deadline`: in the event loop's time. `typed`: chunks say of what type they are, as of Responses."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
@@ -94,9 +96,12 @@ class EventStream(Response):
                 await send(self._event({**(outside if self._typed else {}), **error.body}))
             await send({"type": "http.response.body", "body": b"" if self._typed else b"data: [DONE]\n\n"})
 
-    def _event(self, chunk: dict[str, Any]) -> dict[str, Any]:
-        name = f"event: {chunk['type']}\n" if self._typed else ""
-        text = f"{name}data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+    def _event(self, chunk: Chunk) -> dict[str, Any]:
+        if isinstance(chunk, str):
+            text = f"data: {chunk}\n\n"
+        else:
+            name = f"event: {chunk['type']}\n" if self._typed else ""
+            text = f"{name}data: {JSON.encode(chunk)}\n\n"
         return {"type": "http.response.body", "body": text.encode(errors="replace"), "more_body": True}
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 import cascadevl
 from cascadevl.core.errors import InternalError, MediaError
@@ -36,16 +36,19 @@ START_S = 120.0
 LONGEST_HEADER_BYTES = 2**20
 """Of an answer: sizes and grids of a long video are some kilobytes."""
 
-TOLD = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME", "OMP_NUM_THREADS")
+TOLD = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME")
 """What a worker is told of the environment, beside CASCADEVL_…: no keys, no tokens."""
 
 
 class Workers:
     """A function from tasks to what they give, computed elsewhere. Every method may be called from any thread."""
 
-    def __init__(self, num: int, *, memory_bytes: int, wait_s: float = 600.0) -> None:
-        """Nothing is started until it is needed. `wait_s`: how long a task may wait for an idle worker."""
-        self._memory_bytes, self._wait_s = memory_bytes, wait_s
+    def __init__(self, num: int, *, memory_bytes: int, resize: str = "pil", wait_s: float = 600.0) -> None:
+        """Nothing is started until it is needed. `resize`: of the tasks to come, loaded in advance.
+
+        `wait_s`: how long a task may wait for an idle worker.
+        """
+        self._memory_bytes, self._resize, self._wait_s = memory_bytes, resize, wait_s
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()  # whoever worked last is warm
         for _ in range(num):
             self._idle.put(None)
@@ -110,7 +113,7 @@ class Workers:
         with self._lock:
             if self._closed:
                 raise Refused(503, "The server is stopping.", code="stopping")
-            worker = _Worker(self._memory_bytes)
+            worker = _Worker(self._memory_bytes, self._resize)
             self._alive.add(worker)
         try:
             worker.wait_until_ready()
@@ -139,14 +142,15 @@ class _Lost(Exception):
 class _Worker:
     """One process and the socket that leads to it. One thread at a time."""
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, resize: str = "pil") -> None:
         self._channel, theirs = socket.socketpair()
         told = {name: text for name, text in os.environ.items() if name in TOLD or name.startswith("CASCADEVL_")}
         package = Path(cascadevl.__file__).parents[1]
+        command = [sys.executable, "-P", "-m", "cascadevl.serving.decode"]
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cascadevl.serving.decode", str(theirs.fileno()), str(memory_bytes)],
-                env={"OMP_NUM_THREADS": "1", **told, "PYTHONPATH": str(package)},
+                [*command, str(theirs.fileno()), str(memory_bytes), resize],
+                env={**told, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(package)},
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -174,8 +178,8 @@ class _Worker:
             if len(grids) != len(sizes) or min(map(min, [*grids, *sizes])) < 1 or sum(counts) > task.room:
                 raise ValueError("what it was not asked for")
             side = task.tiling.tile_px
-            tiles_SCYX = torch.empty((sum(counts), 3, side, side), dtype=torch.uint8)
-            self._fill(tiles_SCYX.numpy().data.cast("B"), until_s)
+            tiles_SCYX = np.empty((sum(counts), 3, side, side), np.uint8)
+            self._fill(tiles_SCYX.data.cast("B"), until_s)
         took_s = time.monotonic() - until_s + seconds
         return Cut(sizes, grids, tiles_SCYX, isinstance(task.medium, Video), took_s)
 

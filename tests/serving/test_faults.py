@@ -2,12 +2,15 @@
 
 import importlib
 import json
+import os
 import socket
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cascadevl.engine.config import EngineConfig
 from cascadevl.serving.app import Service
@@ -23,7 +26,7 @@ def faults():
     sys.path.insert(0, str(BENCHMARKS))
     yield importlib.import_module("faults")
     sys.path.remove(str(BENCHMARKS))
-    for name in ("faults", "faults_bodies", "faults_client", "faults_inside"):
+    for name in ("faults", "faults_bodies", "faults_client", "faults_inside", "faults_plot"):
         sys.modules.pop(name, None)
 
 
@@ -32,7 +35,7 @@ def victim(parts, faults):
     config = ServingConfig(port=0, fetch_hosts=("*",), fetch_s=1.0, media_s=2.0, body_s=1.0, max_requests=16)
     with running(Service(parts, config, EngineConfig(cache_bytes=4_000_000))) as server:
         host, port = server.url.removeprefix("http://").split(":")
-        yield faults.Server(host, int(port))
+        yield faults.Server(host, int(port), os.getpid())
 
 
 @pytest.mark.parametrize(
@@ -46,10 +49,42 @@ def test_trouble_does_no_harm(faults, victim, name, arguments):
     json.dumps(faults.told(row))
 
 
+def test_a_body_is_spoilt_for_every_route_that_takes_one(faults, victim):
+    bodies = sys.modules["faults_bodies"]
+    document = json.loads(faults.answer(victim, "/openapi.json", None)[1])
+    assert set(bodies.VALID) == {path for path, methods in document["paths"].items() if "post" in methods}
+    assert {path for path, _ in map(bodies.mutated, range(60))} == set(bodies.VALID)
+    assert [faults.ask(victim, path, body) for path, body in bodies.VALID.items()] == ["200"] * len(bodies.VALID)
+
+
 def test_a_model_that_fails_and_sites_that_lead_astray_do_no_harm(faults):
     rows = list(faults.within("nano"))
     assert [row.name for row in rows] == ["redirects and rebinding", "engine error on one request"]
     assert [row for row in rows if not row.good] == []
+
+
+def test_what_a_server_keeps_of_those_who_left_is_seen(faults, victim, monkeypatch):
+    client = sys.modules["faults_client"]
+    monkeypatch.setattr(client, "REST_S", 0.2)
+    before = victim.belongings()
+    kept = [socket.socket() for _ in range(client.SLACK + 5)]
+    row = faults.Row("trouble", fine=("nothing left",))
+    faults.compare(row, victim, before)
+    for each in kept:
+        each.close()
+    assert row.ends["left: descriptors"] == 1 and not row.good
+
+
+def test_a_soak_is_drawn_from_zero_up(faults, tmp_path):
+    curve = [{"pictures": 100 * n, "server": 400, "decoders": 100} for n in range(1, 5)]
+    faults.draw([faults.Row("soak", fine=("200",), notes={"curve MiB": curve})], tmp_path / "soak.png")
+    with Image.open(tmp_path / "soak.png") as image:
+        pixels = np.asarray(image)
+    middle = pixels[:, pixels.shape[1] * 2 // 3]
+    high, low = (np.flatnonzero((middle == color).all(-1)).mean() for color in [(0, 114, 178), (0, 158, 115)])
+    plot = sys.modules["faults_plot"]
+    bottom = plot.SCALE * (plot.HEIGHT - plot.BOTTOM)
+    assert (bottom - high) / (bottom - low) == pytest.approx(5, rel=0.05)
 
 
 def test_requests_that_are_lost_hang_or_fail_are_seen(faults, monkeypatch):

@@ -16,7 +16,7 @@ from cascadevl.serving.load.figures import Limits, Timeline, spread, summary
 from cascadevl.serving.load.plot import plot
 from cascadevl.serving.load.sweep import loads, sweep, too_much
 from cascadevl.serving.load.traffic import Pace, Traffic, arrivals, questions
-from cascadevl.serving.load.wire import Events, Target, exchange
+from cascadevl.serving.load.wire import Chunks, Events, Target, exchange
 from tests.serving.fake_openai import Fake
 from tests.serving.fake_openai import running as fake_running
 
@@ -177,6 +177,16 @@ def test_an_answer_without_text_began_when_it_ended():
     assert found.problem is None and found.piece_s == [found.ended_s]
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
+def test_a_chunked_body_may_be_cut_anywhere(step):
+    body = b"3\r\nabc\r\n1;note=1\r\n\n\r\nA\r\n0123456\r\n8\r\n0\r\nX: y\r\n\r\n"
+    chunks, found = Chunks(), b""
+    for first in range(0, len(body), step):
+        assert not chunks.ended
+        found += chunks.push(body[first : first + step])
+    assert found == b"abc\n0123456\r\n8" and chunks.ended
+
+
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
@@ -195,6 +205,7 @@ def test_an_answer_without_text_began_when_it_ended():
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n", "is no length"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n", "longer than it says"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc", "ended early"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1" * 200_000, "too long"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nabc", "ended early"),
         (b"HTTP/1.1 200 " + b"x" * 200_000, "too long"),
     ],

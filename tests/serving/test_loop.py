@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
+import cascadevl.serving.loop
 from cascadevl.core.errors import MessageError
 from cascadevl.core.generation import Sampling
 from cascadevl.engine.config import EngineConfig
@@ -48,6 +49,21 @@ def test_pieces_and_log_probabilities_come_once_and_whole(parts):
         assert mine[-1].generation.text == alone.text
 
 
+@pytest.mark.parametrize("tell_s", [0.0, 60.0])
+def test_pieces_wait_for_others_but_the_first_and_the_end_do_not(parts, monkeypatch, tell_s):
+    monkeypatch.setattr(cascadevl.serving.loop, "TELL_S", tell_s)
+    sampling = Sampling(max_new_tokens=12, loop_guard=False)
+
+    async def ask(loop):
+        return await events_of(loop, Job([parts.processor("Hello")], sampling))
+
+    with started(parts) as (_, loop):
+        *said, ended = asyncio.run(ask(loop))
+    assert isinstance(ended, Ended)
+    assert len(said) == 2 if tell_s else len(said) > 4
+    assert "".join(event.text for event in said) == ended.generation.text
+
+
 def test_what_the_engine_refuses_is_raised_where_it_was_asked(parts):
     inputs = dataclasses.replace(parts.processor("Hello"), token_ids=parts.processor("Hello").token_ids.repeat(10_000))
     good = parts.processor("Hello")
@@ -68,10 +84,11 @@ def test_after_the_end_everybody_is_told_so(parts):
     async def ask(loop):
         waiting = Job([inputs], Sampling(max_new_tokens=5_000, loop_guard=False))
         loop.submit(waiting)
-        await waiting.events.get()
+        events = aiter(waiting)
+        assert isinstance(await anext(events), Said)
         await asyncio.to_thread(loop.stop)
         with pytest.raises(Refused, match="ended") as raised:
-            async for _ in waiting:
+            async for _ in events:
                 pass
         assert raised.value.status == 503
         with pytest.raises(Refused, match="ended"):
@@ -90,7 +107,7 @@ def test_a_cancelled_job_gives_its_pages_back(parts):
     async def ask(loop, engine):
         job = Job([inputs], Sampling(max_new_tokens=5_000, loop_guard=False), num=3)
         loop.submit(job)
-        await job.events.get()
+        assert isinstance(await anext(aiter(job)), Said)
         loop.cancel(job)
         loop.cancel(job)
         while engine.busy:

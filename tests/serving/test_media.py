@@ -9,6 +9,7 @@ import tracemalloc
 import zlib
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
@@ -144,9 +145,8 @@ def test_pictures_of_a_prompt_have_the_room_that_those_before_left(parts, pictur
     viewer = Viewer(ServingConfig(), parts.spec, room=20, cut=cut, fetch=None)
     line = Image(url_of(Pillow.new("RGB", (40, 1))), max_tiles=12)
     conversation = Conversation((Turn("user", (line, line, Text("What?"))),))
-    processor = Preparer(parts, ServingConfig())._processor
     with pytest.raises(MessageError, match="has room for 7"):
-        viewer.look(conversation, lambda medium: processor.tiling(medium, None))
+        viewer.look(conversation, parts.processor.tiling)
     assert asked == [20, 7]
 
 
@@ -156,14 +156,13 @@ def test_all_media_of_a_request_have_so_many_seconds(parts, picture):
     def cut(task, seconds):
         given.append(seconds)
         time.sleep(0.4)  # which is for a free worker and does not count
-        return Cut([(1, 1)], [(1, 1)], torch.zeros(1, 3, 8, 8, dtype=torch.uint8), False, took_s=0.2)
+        return Cut([(1, 1)], [(1, 1)], np.zeros((1, 3, 8, 8), np.uint8), False, took_s=0.2)
 
     config = ServingConfig(media_s=0.3)
     viewer = Viewer(config, parts.spec, room=20, cut=cut, fetch=None)
     conversation = Conversation((Turn("user", (*[Image(url_of(picture))] * 3, Text("What?"))),))
-    processor = Preparer(parts, config)._processor
     with pytest.raises(MediaError, match=r"more than 0\.3 s"):
-        viewer.look(conversation, lambda medium: processor.tiling(medium, None))
+        viewer.look(conversation, parts.processor.tiling)
     assert given == [0.3, pytest.approx(0.1)]
 
 

@@ -6,8 +6,10 @@ import json
 import random
 import signal
 import socket
+import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import openai
@@ -33,7 +35,7 @@ def service(parts, engine=None, **config):
 def slow(served, seconds=0.01):
     """The same engine, whose steps take longer."""
     step = served.engine.step
-    served.engine.step = lambda: (time.sleep(seconds), step())[1]
+    served.engine.step = lambda *told: (time.sleep(seconds), step(*told))[1]
     return served
 
 
@@ -210,6 +212,26 @@ def test_a_body_that_never_ends_is_given_up(parts):
         assert at_rest(server.service)
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_head_without_end_is_refused_whoever_reads_it(parts, monkeypatch, quick):
+    if quick:
+        pytest.importorskip("httptools")
+    else:
+        monkeypatch.setitem(sys.modules, "cascadevl.serving.connection", None)
+    with running(service(parts)) as server:
+        assert (server.server.config.http == "h11") is not quick
+        host, _, port = server.url.removeprefix("http://").rpartition(":")
+        with socket.create_connection((host, int(port)), PATIENCE_S) as connection:
+            connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n".encode())
+            with suppress(ConnectionError):
+                for _ in range(200):
+                    connection.sendall(b"X-More: " + b"y" * 1000 + b"\r\n")
+            with suppress(ConnectionError):
+                assert connection.recv(100).startswith(b"HTTP/1.1 400")
+        assert post(server.url, CHAT, GOOD, **{"X-Long": "y" * 30_000})[0] == 200
+        at_rest(server.service)
+
+
 def test_a_connection_without_a_request_is_let_go_and_a_long_answer_is_not(parts, monkeypatch):
     monkeypatch.setattr("cascadevl.serving.server.IDLE_S", 0.3)
     with running(slow(service(parts), 0.02)) as server:
@@ -316,7 +338,7 @@ def test_an_engine_that_fails_again_and_again_is_not_healthy_until_it_succeeds(p
 def test_an_engine_that_hangs_is_not_healthy_until_it_moves(parts):
     served, go_on = service(parts, hang_s=0.8), threading.Event()
     step = served.engine.step
-    served.engine.step = lambda: (go_on.wait(PATIENCE_S), step())[1]
+    served.engine.step = lambda *told: (go_on.wait(PATIENCE_S), step(*told))[1]
     with running(served) as server:
         assert health(server.url)[0] == 200
         answers = in_background(lambda: post(server.url, CHAT, GOOD))
@@ -384,3 +406,10 @@ def test_an_official_client_hears_the_kind_of_error(parts):
     with running(service(parts, max_body_bytes=1000)) as server, pytest.raises(openai.APIStatusError) as raised:
         server.client.chat.completions.create(model=parts.name, messages=[{"role": "user", "content": "a" * 2000}])
     assert raised.value.status_code == 413
+
+
+def test_an_answer_counts_no_more_tokens_than_the_model_can_say(server):
+    """Who asks for more than anybody can have, as some clients always do, is not sent away for it."""
+    with server.service.admission.place("somebody else"):
+        wishes = {"prompt": "Hello", "max_tokens": 2**63, "stop": [" ", "a", "e"]}
+        assert post(server.url, "/v1/completions", wishes)[0] == 200

@@ -145,7 +145,8 @@ async def told(reply: Any, first: Said | Ended, *others: Said | Ended) -> list[d
         for event in others:
             yield event
 
-    return [chunk async for chunk in reply.chunks(first, rest())]
+    chunks = [chunk async for chunk in reply.chunks(first, rest())]
+    return [json.loads(chunk) if isinstance(chunk, str) else chunk for chunk in chunks]
 
 
 def reply(stream: bool = False) -> ChatReply:

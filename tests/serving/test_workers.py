@@ -8,20 +8,24 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
-import torch
 from PIL import Image as Pillow
 
 from cascadevl.core.errors import MediaError, MessageError
 from cascadevl.core.messages import Image, Video
+from cascadevl.engine.config import EngineConfig
 from cascadevl.preprocessing.image import MediaLimits
 from cascadevl.preprocessing.spec_file import Spec
 from cascadevl.preprocessing.tiling import Tiling
+from cascadevl.serving.app import Service
+from cascadevl.serving.config import ServingConfig
 from cascadevl.serving.decode import LENGTH, Task, cut_up
 from cascadevl.serving.refusals import Refused
 from cascadevl.serving.workers import Workers, _Lost, _Worker
-from tests.serving.conftest import eventually, url_of
+from tests.serving.conftest import eventually, running, url_of
 
 PLENTY_S = 60.0
 
@@ -33,9 +37,10 @@ def workers():
     workers.close()
 
 
-def task(medium, room=50, **limits):
+def task(medium, room=50, resize: Literal["pil", "torch_uint8"] = "pil", **limits):
     medium = medium if isinstance(medium, Image | Video) else Image(medium)
-    return Task(medium=medium, spec=Spec(), tiling=Tiling(tile_px=32), limits=MediaLimits(**limits), room=room)
+    tiling = Tiling(tile_px=32, resize=resize)
+    return Task(medium=medium, spec=Spec(), tiling=tiling, limits=MediaLimits(**limits), room=room)
 
 
 def png(width, height, mode="RGB", **options):
@@ -77,15 +82,30 @@ def test_tiles_are_those_that_are_cut_here(workers, tmp_path, picture):
     frames = Video([png(30, 20), url_of(picture), tmp_path / "ü.jpg"])
     for medium in (url_of(picture), png(70, 300, "L"), tmp_path / "ü.jpg", film, frames):
         there, here = workers(task(medium), PLENTY_S), cut_up(task(medium))
-        assert torch.equal(there.tiles_SCYX, here.tiles_SCYX)
+        assert np.array_equal(there.tiles_SCYX, here.tiles_SCYX)
         assert (there.sizes, there.grids, there.is_video) == (here.sizes, here.grids, here.is_video)
-        assert torch.equal(torch.cat(list(there.tiles())), here.tiles_SCYX)
+        assert np.array_equal(np.concatenate(list(there.tiles())), here.tiles_SCYX)
 
 
 def exif(orientation):
     data = Pillow.Exif()
     data[0x0112] = orientation
     return data
+
+
+@pytest.mark.parametrize("resize", ["pil", "torch_uint8"])
+def test_a_worker_loads_torch_before_the_first_picture_or_never(resize):
+    workers = Workers(1, memory_bytes=2**29, resize=resize)
+    try:
+        workers.start()
+        (pid,) = workers.pids
+        for _ in range(2):
+            assert ("/libtorch" in Path(f"/proc/{pid}/maps").read_text()) == (resize == "torch_uint8")
+            there, here = (cut(task(png(70, 300), resize=resize)) for cut in (lambda t: workers(t, PLENTY_S), cut_up))
+            assert np.array_equal(there.tiles_SCYX, here.tiles_SCYX)
+        assert workers.pids == [pid]
+    finally:
+        workers.close()
 
 
 @pytest.mark.parametrize(
@@ -204,15 +224,33 @@ def test_a_worker_that_somebody_has_taken_over_is_not_believed(workers, answer):
 def test_an_answer_that_nobody_fetched_is_not_given_to_the_next(workers, monkeypatch, picture):
     """Here there is no memory for the tiles of one picture, when the worker is about to send them."""
     workers.start()
-    real, failures = torch.empty, [MemoryError()]
-    monkeypatch.setattr(torch, "empty", lambda *size, **kind: real(*size, **kind) if not failures else fail(failures))
+    real, failures = np.empty, [MemoryError()]
+    monkeypatch.setattr(np, "empty", lambda *shape: real(*shape) if not failures else fail(failures))
     with pytest.raises(MemoryError):
         workers(task(png(300, 20)), PLENTY_S)
-    assert torch.equal(workers(task(png(40, 40)), PLENTY_S).tiles_SCYX, cut_up(task(png(40, 40))).tiles_SCYX)
+    assert np.array_equal(workers(task(png(40, 40)), PLENTY_S).tiles_SCYX, cut_up(task(png(40, 40))).tiles_SCYX)
 
 
 def fail(failures):
     raise failures.pop()
+
+
+def test_lost_decoders_are_counted_where_prometheus_sees_it(parts):
+    service = Service(parts, ServingConfig(port=0, media_workers=1), EngineConfig(cache_bytes=2_000_000))
+    workers = service.preparer.workers
+    assert workers is not None
+    with running(service) as server:
+
+        def lost():
+            text = server.client.get("../metrics", cast_to=str)
+            return float(dict(line.rsplit(" ", 1) for line in text.splitlines())["cascadevl_decoders_lost_total"])
+
+        assert lost() == 0
+        workers(task(png(8, 8)), PLENTY_S)
+        (pid,) = workers.pids
+        os.kill(pid, signal.SIGKILL)
+        workers(task(png(8, 8)), PLENTY_S)
+        assert lost() == workers.num_lost == 1
 
 
 def test_who_waits_for_a_decoder_is_told_when_there_is_none():

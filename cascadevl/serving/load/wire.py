@@ -103,12 +103,13 @@ async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 
 async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncGenerator[bytes, None]:
     if "chunked" in headers.get("transfer-encoding", "").lower():
-        while size := _number((await _line(reader)).partition(";")[0], 16):
-            yield await _exactly(reader, size)
-            if await _exactly(reader, 2) != b"\r\n":
-                raise Broken("a chunk is longer than it says")
-        while await _line(reader):  # trailers
-            pass
+        chunks = Chunks()
+        while not chunks.ended:
+            piece = await reader.read(PIECE_BYTES)
+            if not piece:
+                raise Broken("the connection ended early")
+            if found := chunks.push(piece):
+                yield found
     elif "content-length" in headers:
         left = _number(headers["content-length"], 10)
         while left:
@@ -137,6 +138,36 @@ async def _line(reader: asyncio.StreamReader) -> str:
         raise Broken("the connection ended early") from None
     except asyncio.LimitOverrunError:
         raise Broken("a line of the head is too long") from None
+
+
+class Chunks:
+    """Bytes of a chunked body -> what it carries, as soon as a chunk is whole: one wait for whatever has come, where
+    a wait for each line and each chunk would keep a client busier than most servers."""
+
+    def __init__(self) -> None:
+        self.ended = self._trailing = False
+        self._rest = b""
+
+    def push(self, piece: bytes) -> bytes:
+        """Raises Broken."""
+        rest, at, end, found = self._rest + piece, 0, 0, list[bytes]()
+        while not self.ended and (end := rest.find(b"\n", at)) >= 0:
+            line = rest[at:end].rstrip(b"\r")
+            if self._trailing:
+                self.ended, at = not line, end + 1
+                continue
+            size = _number(line.partition(b";")[0].decode("latin-1"), 16)
+            behind = end + 1 + size
+            if size and len(rest) < behind + 2:
+                break
+            if size and rest[behind : behind + 2] != b"\r\n":
+                raise Broken("a chunk is longer than it says")
+            found.append(rest[end + 1 : behind])
+            self._trailing, at = not size, behind + 2 if size else behind
+        if end < 0 and len(rest) - at > PIECE_BYTES:
+            raise Broken("a line is too long")
+        self._rest = rest[at:]
+        return b"".join(found)
 
 
 async def _exactly(reader: asyncio.StreamReader, num_bytes: int) -> bytes:
