@@ -5,10 +5,9 @@ import sys
 sys.path.pop(0)  # scripts beside this one have the names of packages
 
 import ctypes
+import hashlib
 import json
-import math
 import pydoc_data.topics
-import resource
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,12 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-WINDOW = 512
-
 
 class Engine(Protocol):
-    def run(self, prompts: list[list[int]], said: int) -> tuple[float, float, float]:
-        """Greedy answers of exactly `said` tokens; seconds of prefill and of decode, and CPU seconds of decode."""
+    def run(self, prompts: list[list[int]], said: int) -> dict[str, float]:
+        """Greedy answers of exactly `said` tokens: what `phases` gives, and more perhaps."""
         ...
 
     def logprobs(self, ids: list[int]) -> np.ndarray:
@@ -41,6 +38,14 @@ class Clock:
         passed = wall - self.wall, cpu - self.cpu
         self.wall, self.cpu = wall, cpu
         return passed
+
+
+def phases(prefill: tuple[float, float], decode: tuple[float, float], decoded: int) -> dict[str, float]:
+    """Wall and CPU seconds up to the first token of every request and after it; `decoded` tokens came after it."""
+    return {
+        "prefill_s": prefill[0], "prefill_cpu_s": prefill[1], "decode_s": decode[0], "decode_cpu_s": decode[1],
+        "decoded": decoded,
+    }  # fmt: skip
 
 
 def log_softmax_at(logits_TV: np.ndarray, ids: list[int]) -> np.ndarray:
@@ -81,6 +86,9 @@ class Ours:
             cache_bytes=1_000_000_000, prefix_cache=False, kv_format="int8" if "kv8" in rest else "auto"
         )
         self.engine = Batching(parts, config)
+        cache = self.engine.runner.cache
+        kept_bytes = cache.keys.num_bytes + cache.values.num_bytes
+        self.page_bytes = kept_bytes / (self.engine.pool.num_pages + 1)
 
     def inputs(self, ids: list[int]) -> Any:
         from cascadevl.preprocessing.processor import ModelInputs
@@ -88,10 +96,10 @@ class Ours:
         torch = self.torch
         return ModelInputs(
             token_ids=torch.tensor(ids), tiles=torch.empty(0, 3, 1, 1, dtype=torch.uint8), grids=[], sizes=[],
-            trained=torch.ones(len(ids), dtype=torch.bool), num_visual_tokens=0, spec_hash=self.parts.spec.hash,
+            trained=torch.arange(len(ids)) > 0, num_visual_tokens=0, spec_hash=self.parts.spec.hash,
         )  # fmt: skip
 
-    def run(self, prompts: list[list[int]], said: int) -> tuple[float, float, float]:
+    def run(self, prompts: list[list[int]], said: int) -> dict[str, float]:
         from cascadevl.core.generation import Sampling
 
         engine, sampling = self.engine, Sampling(max_new_tokens=said, loop_guard=False)
@@ -99,19 +107,23 @@ class Ours:
         tickets = [engine.submit(self.inputs(ids), sampling) for ids in prompts]
         while not all(ticket.request.said for ticket in tickets):
             engine.step()
-        prefill_s, _ = clock.lap()
+        prefill, decoded = clock.lap(), sum(said - len(ticket.request.said) for ticket in tickets)
         while engine.busy:
             engine.step()
-        decode_s, decode_cpu_s = clock.lap()
-        return prefill_s, decode_s, decode_cpu_s
+        row = phases(prefill, clock.lap(), decoded)
+        pages = sum(-(-(len(ids) + said) // engine.config.page_size) for ids in prompts)
+        return row | {"kv_mb": pages * self.page_bytes / 1e6}
 
     def logprobs(self, ids: list[int]) -> np.ndarray:
-        from cascadevl.ops.attention import dense
-
-        torch, decoder = self.torch, self.parts.model.language_model
-        with torch.inference_mode():
-            hidden = decoder(decoder.embed(torch.tensor(ids)), torch.arange(len(ids)).float(), dense)
-            return log_softmax_at(decoder.logits(hidden[:-1]).numpy(), ids[1:])
+        """Through the engine: keys and values are those that it keeps."""
+        ticket = self.engine.submit_score(self.inputs(ids))
+        while self.engine.busy:
+            self.engine.step()
+        generation = ticket.generation
+        assert generation is not None
+        if generation.error is not None:
+            raise generation.error
+        return np.array([score.logprob for score in generation.logprobs or ()])
 
 
 class LlamaCpp:
@@ -130,6 +142,8 @@ class LlamaCpp:
             part = file.with_suffix(".part")
             assert llama_cpp.llama_model_quantize(str(gguf).encode(), str(part).encode(), ctypes.byref(settings)) == 0
             part.rename(file)
+        self.quiet = llama_cpp.llama_log_callback(lambda *_: None)  # kept: C has its address
+        llama_cpp.llama_log_set(self.quiet, None)
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
         settings = llama_cpp.llama_context_default_params()
@@ -156,19 +170,18 @@ class LlamaCpp:
     def _clear(self) -> None:
         self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
 
-    def run(self, prompts: list[list[int]], said: int) -> tuple[float, float, float]:
+    def run(self, prompts: list[list[int]], said: int) -> dict[str, float]:
         self._clear()
         clock = Clock()
         chosen = []
         for sequence, ids in enumerate(prompts):
             self._decode([(t, at, sequence, at == len(ids) - 1) for at, t in enumerate(ids)])
             chosen.append(int(self._logits(len(ids) - 1).argmax()))
-        prefill_s, _ = clock.lap()
+        prefill = clock.lap()
         for step in range(said - 1):
             self._decode([(t, len(prompts[s]) + step, s, True) for s, t in enumerate(chosen)])
             chosen = [int(self._logits(row).argmax()) for row in range(len(chosen))]
-        decode_s, decode_cpu_s = clock.lap()
-        return prefill_s, decode_s, decode_cpu_s
+        return phases(prefill, clock.lap(), len(prompts) * (said - 1))
 
     def logprobs(self, ids: list[int]) -> np.ndarray:
         self._clear()
@@ -192,7 +205,7 @@ class Genai:
         self.model = og.Model(config)
         self.folder, self.threads = folder, threads
 
-    def run(self, prompts: list[list[int]], said: int) -> tuple[float, float, float]:
+    def run(self, prompts: list[list[int]], said: int) -> dict[str, float]:
         settings = self.og.GeneratorParams(self.model)
         total = len(prompts[0]) + said
         settings.set_search_options(max_length=total, min_length=total, batch_size=len(prompts), do_sample=False)
@@ -200,11 +213,10 @@ class Genai:
         clock = Clock()
         generator.append_tokens(np.array(prompts, dtype=np.int32))
         generator.generate_next_token()
-        prefill_s, _ = clock.lap()
+        prefill = clock.lap()
         for _ in range(said - 1):
             generator.generate_next_token()
-        decode_s, decode_cpu_s = clock.lap()
-        return prefill_s, decode_s, decode_cpu_s
+        return phases(prefill, clock.lap(), len(prompts) * (said - 1))
 
     def logprobs(self, ids: list[int]) -> np.ndarray:
         import onnxruntime as ort
@@ -239,7 +251,7 @@ class Translate:
         added = json.loads((work / "hf" / "tokenizer.json").read_text())["added_tokens"]
         self.words = {number: word for word, number in words.items()} | {a["id"]: a["content"] for a in added}
 
-    def run(self, prompts: list[list[int]], said: int) -> tuple[float, float, float]:
+    def run(self, prompts: list[list[int]], said: int) -> dict[str, float]:
         tokens = [[self.words[i] for i in ids] for ids in prompts]
         seconds = []
         for length in (1, said):  # it has no steps: decode is what the rest takes
@@ -250,7 +262,8 @@ class Translate:
             )  # fmt: skip
             seconds.append(clock.lap())
         (prefill_s, prefill_cpu_s), (all_s, all_cpu_s) = seconds
-        return prefill_s, all_s - prefill_s, all_cpu_s - prefill_cpu_s
+        decode = all_s - prefill_s, all_cpu_s - prefill_cpu_s
+        return phases((prefill_s, prefill_cpu_s), decode, len(prompts) * (said - 1))
 
     def logprobs(self, ids: list[int]) -> np.ndarray:
         scored = self.generator.score_batch([[self.words[i] for i in ids]])[0]
@@ -266,18 +279,18 @@ class Transformers:
         self.torch = torch
         self.model = AutoModelForCausalLM.from_pretrained(work / "hf", dtype=torch.float32).eval()
 
-    def run(self, prompts: list[list[int]], said: int) -> tuple[float, float, float]:
+    def run(self, prompts: list[list[int]], said: int) -> dict[str, float]:
         torch = self.torch
         with torch.inference_mode():
             clock = Clock()
             out = self.model(torch.tensor(prompts), use_cache=True, logits_to_keep=1)
             chosen = out.logits[:, -1].argmax(-1, keepdim=True)
-            prefill_s, _ = clock.lap()
+            prefill = clock.lap()
             for _ in range(said - 1):
                 out = self.model(chosen, past_key_values=out.past_key_values, use_cache=True)
                 chosen = out.logits[:, -1].argmax(-1, keepdim=True)
-            decode_s, decode_cpu_s = clock.lap()
-        return prefill_s, decode_s, decode_cpu_s
+            decode = clock.lap()
+        return phases(prefill, decode, len(prompts) * (said - 1))
 
     def logprobs(self, ids: list[int]) -> np.ndarray:
         with self.torch.inference_mode():
@@ -295,30 +308,42 @@ def made(name: str, gguf: Path, work: Path, threads: int) -> Engine:
     return kinds[name.split()[0]]()
 
 
-def held_out(work: Path, num: int) -> list[int]:
-    """Prose that no contender was calibrated on: the topics of Python's own help."""
+def held_out(work: Path) -> tuple[str, list[int]]:
+    """Prose that no contender was calibrated on, the topics of Python's own help: its name, and its tokens."""
     from tokenizers import Tokenizer
 
     text = "\n\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
-    return Tokenizer.from_file(str(work / "hf" / "tokenizer.json")).encode(text).ids[:num]
+    digest, version = hashlib.sha256(text.encode()).hexdigest()[:12], sys.version.split()[0]
+    name = f"pydoc_data.topics of Python {version} (PSF licence), sha256 {digest}"
+    return name, Tokenizer.from_file(str(work / "hf" / "tokenizer.json")).encode(text).ids
+
+
+def forget_peak() -> None:
+    """Linux then counts the most memory from now on; what loading has freed goes back first."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6
 
 
 def answer(engine: Engine, order: dict[str, Any], work: Path) -> dict[str, Any]:
     if order["do"] == "run":
         rng = np.random.default_rng(0)
         prompts = [rng.integers(1000, 40_000, order["prompt"]).tolist() for _ in range(order["batch"])]
-        prefill_s, decode_s, decode_cpu_s = engine.run(prompts, order["said"])
-        memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return {"prefill_s": prefill_s, "decode_s": decode_s, "decode_cpu_s": decode_cpu_s, "memory_mb": memory_mb}
-    ids = held_out(work, order["tokens"])
-    windows = [ids[at : at + WINDOW] for at in range(0, len(ids) - WINDOW + 1, WINDOW)]
+        return {**engine.run(prompts, order["said"]), "peak_mb": peak_mb()}
+    (text, ids), size = held_out(work), order["window"]
+    windows = [ids[first : first + size] for first in order["at"]]
     logprobs = np.concatenate([engine.logprobs(window) for window in windows])
-    return {"perplexity": math.exp(-float(logprobs.mean())), "tokens": len(logprobs)}
+    return {"nats": -float(logprobs.sum()), "tokens": len(logprobs), "text": text}
 
 
 def main() -> None:
     name, gguf, work, threads = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     engine = made(name, gguf, work, threads)
+    forget_peak()
     print("@" + json.dumps({"ready": name}), flush=True)
     for line in sys.stdin:
         try:

@@ -95,8 +95,11 @@ class Engine:
         self._tickets: dict[Request, Ticket] = {}
         self._capacity = min(decoder.rope.longest, num_pages * config.page_size)
         self._banned = banned_ids(self.parts)
-        self._banned_V = torch.tensor([i for i in self._banned if i < decoder.vocab_size], dtype=torch.int64)
+        self._banned_V = np.array([i for i in self._banned if i < decoder.vocab_size], dtype=np.int64)
         self._counts: Counter[str] = Counter()
+        self.news: list[Ticket] = []
+        """Those that the last step gave a token or an end, and who was aborted since: whoever serves many need not look
+        at the others."""
 
     # Requests in and out
 
@@ -134,13 +137,7 @@ class Engine:
         if num < 1:
             raise ConfigError(f"At least one answer must be asked for, got {num}.")
         sampling, started = sampling or Sampling(), time.perf_counter()
-        inputs = messages
-        if not isinstance(inputs, ModelInputs):
-            inputs = self.parts.processor(inputs, max_tiles=max_tiles)
-        elif inputs.spec_hash != self.parts.spec.hash:
-            raise ConfigError(
-                f"The inputs were made under the spec {inputs.spec_hash}, this model's is {self.parts.spec.hash}."
-            )
+        inputs = self._inputs(messages, max_tiles)
         preprocess_s = time.perf_counter() - started
         tickets: list[Ticket] = []
         for number in range(num):
@@ -155,10 +152,10 @@ class Engine:
             self._enqueue(ticket)
         return tickets
 
-    def submit_score(self, messages: Messages, *, max_tiles: int | None = None) -> Ticket:
+    def submit_score(self, messages: Messages | ModelInputs, *, max_tiles: int | None = None) -> Ticket:
         """Nothing is said: the Generation brings the log-probabilities of what the assistant says in `messages`."""
         started = time.perf_counter()
-        inputs = self.parts.processor(messages, max_tiles=max_tiles)
+        inputs = self._inputs(messages, max_tiles)
         said = inputs.trained.nonzero().flatten()
         if not len(said) or int(said[0]) == 0:
             raise MessageError("There is nothing to score: expected a conversation with an answer of the assistant.")
@@ -252,27 +249,36 @@ class Engine:
     # A step
 
     @torch.inference_mode()
-    def step(self) -> bool:
-        """Compute what is due; False where there was nothing to do."""
-        self._encode()
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> bool:
+        """Compute what is due; False where there was nothing to do.
+
+        `meanwhile` is called before each long computation, which leaves Python to other threads: what they are told
+        of the step before, they can then work on without holding this one up.
+        """
+        self.news = []
+        if self.scheduler.waiting:
+            meanwhile()
+            self._encode()
         chunks = self.scheduler.plan()
         if not chunks:
             if self._tickets:
                 raise InternalError("Requests wait and none can go on.")
             return False
-        hidden_TD = self.runner([self._piece(chunk) for chunk in chunks])
-        ready: list[tuple[Ticket, Tensor]] = []
-        first = 0
+        pieces = [self._piece(chunk) for chunk in chunks]
+        meanwhile()
+        hidden_TD = self.runner(pieces)
+        ready: dict[int, Ticket] = {}
+        end = 0
         for chunk in chunks:
-            ticket, rows_TD = self._tickets[chunk.request], hidden_TD[first : first + chunk.num]
-            first += chunk.num
+            ticket, end = self._tickets[chunk.request], end + chunk.num
             self.scheduler.computed(chunk)
             if ticket.scored is not None:
-                self._score(ticket, chunk, rows_TD)
+                self._score(ticket, chunk, hidden_TD[end - chunk.num : end])
             elif chunk.start + chunk.num == chunk.request.num_tokens:
-                ready.append((ticket, rows_TD[-1]))
+                ready[end - 1] = ticket
         if ready:
-            self._say([ticket for ticket, _ in ready], self.runner.logits(torch.stack([row for _, row in ready])))
+            last_TD = hidden_TD if len(ready) == len(hidden_TD) else hidden_TD[list(ready)]
+            self._say(list(ready.values()), self.runner.logits(last_TD))
         return True
 
     def _encode(self) -> None:
@@ -288,9 +294,13 @@ class Engine:
                 continue
             budget -= num
             wanted.append((ticket, tile_keys(ticket.inputs)))
-        for names in dict.fromkeys(ticket.adapters for ticket, _ in wanted):
+        for ticket, keys in wanted:
+            if not keys:
+                self._ready(ticket, ticket.inputs.token_ids, None, keys)
+        pictured = [(ticket, keys) for ticket, keys in wanted if keys]
+        for names in dict.fromkeys(ticket.adapters for ticket, _ in pictured):
             with using(self.model, *names):
-                self._encode_alike([(ticket, keys) for ticket, keys in wanted if ticket.adapters == names])
+                self._encode_alike([(ticket, keys) for ticket, keys in pictured if ticket.adapters == names])
 
     def _encode_alike(self, wanted: list[tuple[Ticket, list[bytes]]]) -> None:
         """Of requests with the same adapters, which are in use."""
@@ -298,7 +308,7 @@ class Engine:
         routes = flash is not None and flash.enabled
         plain = []
         for ticket, keys in wanted:
-            if routes and keys and ticket.scored is None:  # the tiles of a request are routed together
+            if routes and ticket.scored is None:  # the tiles of a request are routed together
                 ids_T, tiles = ticket.inputs.token_ids.to(self.model.device), ticket.inputs.tiles.to(self.model.device)
                 ids_T, visual_TD = self.model.compress(ids_T, tiles)
                 self._ready(ticket, ids_T.cpu(), visual_TD, [b"".join(keys)])
@@ -311,8 +321,7 @@ class Engine:
         at_once = 1 if self.config.batch_invariant else self.config.max_step_tiles
         tokens = iter(encode(self.model, self.tiles, tiles, at_once))
         for ticket, keys in plain:
-            visual_TD = torch.cat([next(tokens) for _ in keys]) if keys else None
-            self._ready(ticket, ticket.inputs.token_ids, visual_TD, keys)
+            self._ready(ticket, ticket.inputs.token_ids, torch.cat([next(tokens) for _ in keys]), keys)
 
     def _ready(self, ticket: Ticket, prompt_ids: Tensor, visual_TD: Tensor | None, keys: list[bytes]) -> None:
         """Tokens and visual tokens are final. `keys` names stretches of equal length of the latter, and by them
@@ -333,6 +342,8 @@ class Engine:
     def _piece(self, chunk: Chunk) -> Piece:
         request, start, num = chunk
         ticket, end = self._tickets[request], start + num
+        if request.decodes:
+            return Piece(request.said[-1:], None, start, request.num_prompt, request.pages, ticket.adapters)
         token_ids = ticket.prompt_ids[start:end].tolist() if start < request.num_prompt else []
         if end > request.num_prompt:
             token_ids += request.said[max(0, start - request.num_prompt) : end - request.num_prompt]
@@ -341,38 +352,46 @@ class Engine:
             assert ticket.visual_before_T is not None
             before, after = (int(ticket.visual_before_T[min(at, request.num_prompt)]) for at in (start, end))
             visual_TD = ticket.visual_TD[before:after] if after > before else None
-        return Piece(token_ids, visual_TD, start, request.num_prompt, tuple(request.pages), ticket.adapters)
+        return Piece(token_ids, visual_TD, start, request.num_prompt, request.pages, ticket.adapters)
 
     def _say(self, tickets: list[Ticket], logits_TV: Tensor) -> None:
         """Choose a token for each; one whose logits are no numbers fails alone."""
         logits_TV = logits_TV.cpu()
-        logits_TV[:, self._banned_V] = float("-inf")
-        highest = logits_TV.max(dim=-1)
-        chosen, finite = highest.indices.tolist(), highest.values.isfinite().tolist()
-        for ticket, logits_V, greedy, good in zip(tickets, logits_TV, chosen, finite, strict=True):
+        scores_TV = logits_TV.numpy()  # the same memory, at a fraction of the calls' cost
+        scores_TV[:, self._banned_V] = -np.inf
+        chosen_T = scores_TV.argmax(1)  # of NaN, if there is one
+        finite_T = np.isfinite(scores_TV[np.arange(len(tickets)), chosen_T])
+        for row, (ticket, token_id, good) in enumerate(zip(tickets, chosen_T.tolist(), finite_T.tolist(), strict=True)):
+            answer = ticket.answer
+            assert ticket.sampler is not None and answer is not None
             if not good:
                 self._fail(ticket, InternalError(NO_NUMBERS))
                 continue
-            assert ticket.sampler is not None and ticket.answer is not None
-            token_id, logprob = greedy, None
-            try:
-                if ticket.answer.guide is not None:
-                    ticket.answer.guide.mask(logits_V)
-            except ConfigError as error:
-                self._fail(ticket, error)
-                continue
-            if ticket.answer.guide is not None or not ticket.sampler.plainly_greedy:
-                token_id, logprob = ticket.sampler(logits_V)
-            if logprob is not None:
-                ticket.answer.logprobs.append(logprob)
+            if answer.guide is not None or not ticket.sampler.plainly_greedy:
+                try:
+                    token_id = self._choose(ticket.sampler, answer, logits_TV[row])
+                except ConfigError as error:
+                    self._fail(ticket, error)
+                    continue
             if ticket.first_token_s is None:
                 ticket.first_token_s = time.perf_counter()
             ticket.request.said.append(token_id)
-            piece = ticket.answer.push(token_id, ticket.room)
+            piece = answer.push(token_id, ticket.room)
             if piece:
                 ticket.pieces.append(piece)
-            if ticket.answer.finish_reason is not None:
-                self._end(ticket, reason=ticket.answer.finish_reason)
+            if answer.finish_reason is not None:
+                self._end(ticket, reason=answer.finish_reason)
+            else:
+                self.news.append(ticket)
+
+    def _choose(self, sampler: Sampler, answer: Answer, logits_V: Tensor) -> int:
+        """More is asked for than the likeliest token. Raises ConfigError where a constraint cannot be followed."""
+        if answer.guide is not None:
+            answer.guide.mask(logits_V)
+        token_id, logprob = sampler(logits_V)
+        if logprob is not None:
+            answer.logprobs.append(logprob)
+        return token_id
 
     def _score(self, ticket: Ticket, chunk: Chunk, rows_TD: Tensor) -> None:
         """Row t of the chunk tells how likely token t + 1 is."""
@@ -391,6 +410,15 @@ class Engine:
             self._end(ticket, reason="stop")
 
     # Beginning and end of a request
+
+    def _inputs(self, messages: Messages | ModelInputs, max_tiles: int | None) -> ModelInputs:
+        if not isinstance(messages, ModelInputs):
+            return self.parts.processor(messages, max_tiles=max_tiles)
+        if messages.spec_hash != self.parts.spec.hash:
+            raise ConfigError(
+                f"The inputs were made under the spec {messages.spec_hash}, this model's is {self.parts.spec.hash}."
+            )
+        return messages
 
     def _ticket(
         self,
@@ -425,6 +453,8 @@ class Engine:
         if wanted is None:
             in_use = (name for linear in adapted(self.model).values() for name in linear.in_use)
             return tuple(dict.fromkeys(in_use))
+        if not wanted:  # to look for adapters is to walk through all modules
+            return ()
         unknown = set(wanted) - set(adapter_names(self.model))
         if unknown:
             known = ", ".join(adapter_names(self.model)) or "none"
@@ -450,6 +480,7 @@ class Engine:
 
     def _end(self, ticket: Ticket, *, reason: Any, error: Exception | None = None) -> None:
         request, now = ticket.request, time.perf_counter()
+        self.news.append(ticket)
         cached = request.num_cached if request.state is not State.WAITING else 0
         self.scheduler.finish(request)
         del self._tickets[request]

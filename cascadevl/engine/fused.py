@@ -1,6 +1,7 @@
 """The decoder as one call of C: for steps of few tokens on a CPU, where a framework's calls would take longest."""
 
 import ctypes
+from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
@@ -10,8 +11,9 @@ from cascadevl.engine.kv_cache import PagedCache
 from cascadevl.models.decoder import MLP, Block, Decoder
 from cascadevl.models.linear import AdaptedLinear
 from cascadevl.models.quant_linear import QuantLinear
-from cascadevl.ops.native.library import library, pointer
+from cascadevl.ops.native.library import library, pointer, use_huge_pages
 from cascadevl.ops.native.linear import PLAIN_KIND, Weight
+from cascadevl.ops.native.many_queries import LONGEST_HEAD
 from cascadevl.ops.native.paged_attention import KINDS, CCached, Places
 
 
@@ -43,12 +45,14 @@ class FusedDecoder:
         config = decoder.config
         self._kept: list[Any] = [decoder, cache]
         """What C has the addresses of."""
+        self._few_bits = all(isinstance(linear, QuantLinear) for b in decoder.model.layers for linear in _linears(b))  # type: ignore[arg-type]
         layers = (_Layer * config.num_layers)(*(self._layer(block, cache) for block in decoder.model.layers))  # type: ignore[arg-type]
         self._stack = _Stack(
             config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads, config.head_size,
             config.mlp_size, config.norm_eps, decoder.model.layers[0].self_attn.layer.scale,  # type: ignore[union-attr]
             pointer(decoder.model.norm.weight), layers,
         )  # fmt: skip
+        use_huge_pages(_weights(decoder))
 
     @classmethod
     def of(cls, decoder: Decoder, cache: PagedCache) -> Self | None:
@@ -64,14 +68,26 @@ class FusedDecoder:
         )
         return cls(decoder, cache) if fits and all(map(_is_known, decoder.model.layers)) else None
 
+    @property
+    def prefills(self) -> bool:
+        """Whether many tokens are faster here too: where weights are in full, the library's products are better."""
+        return self._few_bits and self._stack.head_size <= LONGEST_HEAD
+
     def __call__(self, embed_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor, places: Places) -> Tensor:
         """hidden_TD after the last norm; keys and values are then in the pages."""
+        return self._run("decode", embed_TD, cos_TH, sin_TH, places)
+
+    def prefill(self, embed_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor, places: Places) -> Tensor:
+        """The same for many tokens: those of a prompt are attended together, whose sums have another order."""
+        return self._run("prefill", embed_TD, cos_TH, sin_TH, places)
+
+    def _run(self, name: str, embed_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor, places: Places) -> Tensor:
         loaded = library()
         assert loaded is not None
         hidden_TD = embed_TD.clone(memory_format=torch.contiguous_format)
         cos_TH, sin_TH = cos_TH.contiguous(), sin_TH.contiguous()
         structs = ctypes.byref(self._stack), ctypes.byref(places.for_c())
-        if not loaded.c.decode(*structs, *map(pointer, (hidden_TD, cos_TH, sin_TH))):
+        if not getattr(loaded.c, name)(*structs, *map(pointer, (hidden_TD, cos_TH, sin_TH))):
             raise MemoryError(f"No memory for a step of {len(embed_TD)} tokens.")
         return hidden_TD
 
@@ -112,6 +128,14 @@ class FusedDecoder:
             None,
             pointer(linear.bias),
         )
+
+
+def _weights(decoder: Decoder) -> Iterator[Tensor]:
+    """Of few bits, the output matrix among them; what is in fp32 may be a file that is mapped."""
+    for module in decoder.modules():
+        if isinstance(module, QuantLinear) and module.packed is not None:
+            packed = module.packed
+            yield from (x for x in (packed.quants, packed.scales, packed.zeros) if x is not None)
 
 
 def _linears(block: Block) -> tuple[nn.Module, ...]:

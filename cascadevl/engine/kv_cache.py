@@ -5,8 +5,9 @@ Legend beyond core/shapes.py: P pages, S tokens of a page, R requests of a step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,7 +46,7 @@ class Segment:
     start: int
     """In the request."""
     num: int
-    pages: tuple[int, ...]
+    pages: Sequence[int]
 
 
 class PagedAttend:
@@ -95,13 +96,61 @@ def _laid_out(kept_PKSB: Kept, pages: Tensor, dtype: torch.dtype) -> Tensor:
     return kept_PKSB[pages].floats().to(dtype).transpose(0, 1).flatten(1, 2)
 
 
-def places_of(segments: Sequence[Segment], page_size: int) -> Places:
-    """The tokens of a batch one by one."""
-    position_T = torch.tensor([at for s in segments for at in range(s.start, s.start + s.num)], dtype=torch.int32)
-    request_T = torch.tensor([row for row, s in enumerate(segments) for _ in range(s.num)], dtype=torch.int32)
-    most = max(len(s.pages) for s in segments)
-    tables_RP = torch.tensor([[*s.pages, *[0] * (most - len(s.pages))] for s in segments], dtype=torch.int32)
-    return Places(tables_RP, request_T, position_T, page_size)
+class Placed(Protocol):
+    """Tokens [start, start + num) of a request: a `Segment`, or a piece of a step."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def num(self) -> int: ...
+    @property
+    def pages(self) -> Sequence[int]: ...
+
+
+class PageTables:
+    """The page tables of the last step, of which few rows change: a page more now and then, a request gone.
+
+    A row is known by the list of pages that its request has: lists that only grow while it runs.
+    """
+
+    def __init__(self, widest: int = 0) -> None:
+        """`widest`: pages that a request may have at most; 0: no room is kept for more than there are."""
+        self._widest = widest
+        self._tables_RP = np.zeros((0, 0), np.int32)
+        self._rows: list[Sequence[int]] = []
+        self._filled: list[int] = []
+
+    def of(self, wanted: Sequence[Sequence[int]]) -> np.ndarray:
+        """(R, P) until the next call; behind the last page of a row anything may stand."""
+        most = max(map(len, wanted))
+        if len(wanted) > len(self._tables_RP) or most > self._tables_RP.shape[1]:
+            # More than is needed, so that growing does not mean a new table for every page.
+            width = max(most, min(2 * most, self._widest))
+            self._tables_RP = np.zeros((len(wanted), width), np.int32)
+            self._rows, self._filled = [], []
+        for row, pages in enumerate(wanted):
+            if row == len(self._rows):
+                self._rows.append(())
+                self._filled.append(0)
+            filled = self._filled[row] if self._rows[row] is pages else 0
+            if filled < len(pages):
+                self._tables_RP[row, filled : len(pages)] = pages[filled:]
+            self._rows[row], self._filled[row] = pages, len(pages)
+        return self._tables_RP[: len(wanted)]
+
+
+def places_of(segments: Sequence[Placed], page_size: int, tables: PageTables | None = None) -> Places:
+    """The tokens of a batch one by one. `tables`: those of the step before."""
+    tables_RP = (tables or PageTables()).of([s.pages for s in segments])
+    num_R = [s.num for s in segments]
+    request_T = np.arange(len(segments), dtype=np.int32)
+    position_T = np.array([s.start for s in segments], np.int32)
+    if any(num != 1 for num in num_R):
+        first_R = np.cumsum(num_R) - num_R
+        request_T = request_T.repeat(num_R)
+        position_T = (position_T - first_R)[request_T] + np.arange(len(request_T))
+    position_T = position_T.astype(np.int32, copy=False)
+    return Places(*(torch.from_numpy(x) for x in (tables_RP, request_T, position_T)), page_size=page_size)
 
 
 def kept_as(wanted: KVFormat | Literal["auto"], dtype: torch.dtype) -> KVFormat:

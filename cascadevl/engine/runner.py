@@ -1,8 +1,10 @@
 """A step's chunks become tensors, pass the decoder, and leave hidden states."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,10 +13,11 @@ from cascadevl.engine import kv_cache
 from cascadevl.engine.fused import FusedDecoder
 from cascadevl.engine.fused_triton import TritonDecoder
 from cascadevl.engine.graphs import SIZES, Graphs, Step, cuda_recorder
-from cascadevl.engine.kv_cache import PagedAttend, PagedCache, Segment, places_of
+from cascadevl.engine.kv_cache import PagedAttend, PagedCache, PageTables, Segment, places_of
 from cascadevl.models.internvl import InternVL
 from cascadevl.models.linear import by_row
-from cascadevl.ops.rope import rope_table
+from cascadevl.ops.native.paged_attention import Places
+from cascadevl.ops.rope import Rope, rope_table
 
 ROWS = 16
 """Batch-invariant without C: the decoder always computes so many tokens at once, some of them for nothing."""
@@ -23,8 +26,7 @@ FEW_TOKENS = 64
 """A step of more is left to the products of a library; in C each token is attended by itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Some tokens of a request: what they are, and where their keys and values go."""
 
     token_ids: Sequence[int]
@@ -34,9 +36,14 @@ class Piece:
     """Of the first token in its request; positions count from there."""
     length: int
     """Of the prompt: rope scaling that depends on a length goes by it, then grows with the answer."""
-    pages: tuple[int, ...]
+    pages: Sequence[int]
+    """The request's own list: see `PageTables`."""
     adapters: tuple[str, ...] = ()
     """Names of those that change its rows."""
+
+    @property
+    def num(self) -> int:
+        return len(self.token_ids)
 
 
 class Runner:
@@ -47,8 +54,13 @@ class Runner:
     ) -> None:
         self.model, self.cache = model, cache
         self.scratch_page, self.invariant = scratch_page, invariant
+        config = model.config.decoder
+        self.most_pages = min(len(cache.keys.numbers[0]), -(-config.rope.longest // cache.page_size))
+        """Of one request."""
+        self._tables = PageTables(self.most_pages)
+        self._angles = Angles(config.rope, config.head_size, model.device)
         # Experts multiply as many rows as were sent to them: only a token by itself has no company there.
-        self.rows = 1 if model.config.decoder.experts else ROWS
+        self.rows = 1 if config.experts else ROWS
         self.fused: Step | None = FusedDecoder.of(model.language_model, cache)
         self.few_tokens = self.longest_piece = FEW_TOKENS
         on_gpu = None if invariant else TritonDecoder.of(model.language_model, cache)
@@ -70,22 +82,27 @@ class Runner:
     def _alike(self, pieces: Sequence[Piece]) -> Tensor:
         """All with adapters, or all without."""
         device, decoder = self.model.device, self.model.language_model
-        token_ids_T = torch.tensor([token for piece in pieces for token in piece.token_ids]).to(device)
+        token_ids = np.array([token for piece in pieces for token in piece.token_ids], np.int64)
+        token_ids_T = torch.from_numpy(token_ids).to(device)
         visual = [piece.visual_TD for piece in pieces if piece.visual_TD is not None]
         embed_TD = decoder.embed(token_ids_T)
         if visual:
             embed_TD = self.model.splice(embed_TD, token_ids_T, torch.cat(visual).to(device))
-        segments, names_T, first = [], [], 0
+        lengths_T = None
+        if self._angles.by_length:
+            lengths = [[max(at, p.length) for at in range(p.start + 1, p.start + p.num + 1)] for p in pieces]
+            lengths_T = torch.tensor([length for each in lengths for length in each], device=device)
+        few = len(token_ids) <= self.few_tokens
+        few = few and (len(token_ids) == len(pieces) or max(piece.num for piece in pieces) <= self.longest_piece)
+        if self.fused is not None and not pieces[0].adapters and (self.invariant or few):
+            return self._fused(self.fused, embed_TD, pieces, lengths_T)
+        if isinstance(self.fused, FusedDecoder) and self.fused.prefills and not pieces[0].adapters:
+            places = places_of(pieces, self.cache.page_size, self._tables)
+            return self.fused.prefill(embed_TD, *self._angles(places, lengths_T), places)
+        segments, names_T = list[Segment](), list[tuple[str, ...]]()
         for piece in pieces:
-            segments.append(Segment(first, piece.start, len(piece.token_ids), piece.pages))
-            names_T += [piece.adapters] * len(piece.token_ids)
-            first += len(piece.token_ids)
-        lengths = [[max(at, p.length) for at in range(p.start + 1, p.start + len(p.token_ids) + 1)] for p in pieces]
-        lengths_T = torch.tensor([length for each in lengths for length in each]).to(device)
-        plain = not names_T[0]
-        few = len(embed_TD) <= self.few_tokens and max(s.num for s in segments) <= self.longest_piece
-        if plain and self.fused is not None and (self.invariant or few):
-            return self._fused(self.fused, embed_TD, segments, lengths_T)
+            segments.append(Segment(len(names_T), piece.start, piece.num, piece.pages))
+            names_T += [piece.adapters] * piece.num
         if not self.invariant:
             return self._hidden(embed_TD, segments, lengths_T, names_T)
         groups = _groups(segments, self.rows)
@@ -101,26 +118,28 @@ class Runner:
 
     def _recorded(self, step: Step) -> Graphs:
         """As many pages as a request may have."""
-        config, pages = self.model.config.decoder, len(self.cache.keys.numbers[0])
+        config = self.model.config.decoder
         return Graphs(
             step, cuda_recorder(), most_tokens=SIZES[-1], scratch_page=self.scratch_page, width=config.hidden_size,
-            most_pages=min(pages, -(-config.rope.longest // self.cache.page_size)), head_size=config.head_size,
+            most_pages=self.most_pages, head_size=config.head_size,
             dtype=self.model.language_model.model.norm.weight.dtype, device=self.model.device,
         )  # fmt: skip
 
-    def _fused(self, fused: Step, embed_TD: Tensor, segments: Sequence[Segment], lengths_T: Tensor) -> Tensor:
+    def _fused(self, fused: Step, embed_TD: Tensor, pieces: Sequence[Piece], lengths_T: Tensor | None) -> Tensor:
         """Some tokens at a time; each row is computed by itself, so that it does not matter which."""
-        decoder = self.model.config.decoder
-        places = places_of(segments, self.cache.page_size)
-        position_T = places.position_T.to(embed_TD.device)
-        cos_TH, sin_TH = rope_table(position_T.float(), decoder.rope, decoder.head_size, lengths_T)
-        if len(embed_TD) <= self.few_tokens:
+        places = places_of(pieces, self.cache.page_size, self._tables)
+        cos_TH, sin_TH = self._angles(places, lengths_T)
+        if embed_TD.shape[0] <= self.few_tokens:
             return fused(embed_TD, cos_TH, sin_TH, places)
         parts = [slice(first, first + FEW_TOKENS) for first in range(0, len(embed_TD), FEW_TOKENS)]
         return torch.cat([fused(embed_TD[p], cos_TH[p], sin_TH[p], places.part(p)) for p in parts])
 
     def _hidden(
-        self, embed_TD: Tensor, segments: Sequence[Segment], lengths_T: Tensor, names_T: Sequence[tuple[str, ...]]
+        self,
+        embed_TD: Tensor,
+        segments: Sequence[Segment],
+        lengths_T: Tensor | None,
+        names_T: Sequence[tuple[str, ...]],
     ) -> Tensor:
         attend = PagedAttend(self.cache, segments, invariant=self.invariant)
         positions_T = attend.places.position_T.float()
@@ -128,7 +147,11 @@ class Runner:
             return self.model.language_model(embed_TD, positions_T.to(embed_TD.device), attend, lengths_T)
 
     def _padded(
-        self, embed_TD: Tensor, group: list[Segment], lengths_T: Tensor, names_T: Sequence[tuple[str, ...]]
+        self,
+        embed_TD: Tensor,
+        group: list[Segment],
+        lengths_T: Tensor | None,
+        names_T: Sequence[tuple[str, ...]],
     ) -> Tensor:
         """Hidden states of one group; tokens of nobody, in a page of nobody, fill it up."""
         first, num = group[0].first, sum(segment.num for segment in group)
@@ -138,8 +161,28 @@ class Runner:
         if spare:
             segments.append(Segment(num, 0, spare, (self.scratch_page,) * -(-spare // self.cache.page_size)))
         padded_TD = F.pad(embed_TD[rows], (0, 0, 0, spare))
-        lengths_T, names = F.pad(lengths_T[rows], (0, spare), value=1), [*names_T[rows], *[()] * spare]
-        return self._hidden(padded_TD, segments, lengths_T, names)[:num]
+        lengths_T = None if lengths_T is None else F.pad(lengths_T[rows], (0, spare), value=1)
+        return self._hidden(padded_TD, segments, lengths_T, [*names_T[rows], *[()] * spare])[:num]
+
+
+class Angles:
+    """cos_TH and sin_TH of whole positions, computed once where they depend on nothing else."""
+
+    def __init__(self, rope: Rope, head_size: int, device: torch.device) -> None:
+        self.by_length = rope.kind in ("dynamic", "longrope")
+        self._rope, self._head_size, self._device = rope, head_size, device
+        self._cos_PH = self._sin_PH = torch.empty(0, head_size, device=device)
+
+    def __call__(self, places: Places, lengths_T: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`lengths_T`: see `rope_table`."""
+        position_T = places.position_T.to(self._device)
+        if self.by_length:
+            return rope_table(position_T.float(), self._rope, self._head_size, lengths_T)
+        end = places.tables_RP.shape[1] * places.page_size  # no position lies behind the pages
+        if end > self._cos_PH.shape[0]:
+            positions_P = torch.arange(end, device=self._device).float()
+            self._cos_PH, self._sin_PH = rope_table(positions_P, self._rope, self._head_size)
+        return self._cos_PH.index_select(0, position_T), self._sin_PH.index_select(0, position_T)
 
 
 def _groups(segments: Sequence[Segment], rows: int) -> list[list[Segment]]:

@@ -23,6 +23,13 @@ class Sampler:
     ) -> None:
         """`stop_ids`: the tokens that end an answer."""
         self.sampling = sampling
+        changes = (
+            sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
+            or sampling.logit_bias or sampling.min_new_tokens or sampling.ignore_eos
+        )  # fmt: skip
+        self._changes_logits = bool(changes)
+        self.plainly_greedy = sampling.temperature == 0 and sampling.logprobs is None and not changes
+        """Nothing is asked for but the likeliest token that is not banned: whoever has it need not call."""
         self._banned = torch.tensor([i for i in banned_ids if i < num_entries], dtype=torch.int64)
         self._stops = torch.tensor([i for i in stop_ids if i < num_entries], dtype=torch.int64)
         self._seen = torch.zeros(num_entries, dtype=torch.bool)
@@ -35,18 +42,6 @@ class Sampler:
             self._generator.seed()
         else:
             self._generator.manual_seed(sampling.seed)
-
-    @property
-    def plainly_greedy(self) -> bool:
-        """Nothing is asked for but the likeliest token that is not banned: whoever has it need not call."""
-        sampling = self.sampling
-        return sampling.temperature == 0 and sampling.logprobs is None and not self._changes_logits
-
-    @property
-    def _changes_logits(self) -> bool:
-        sampling = self.sampling
-        penalised = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
-        return bool(penalised or sampling.logit_bias or sampling.min_new_tokens or sampling.ignore_eos)
 
     def __call__(self, logits_V: Tensor) -> tuple[int, TokenLogprob | None]:
         """Choose from raw fp32 logits; the log-probabilities are those before any of the steps but the ban."""

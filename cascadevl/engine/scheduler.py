@@ -57,6 +57,16 @@ class Scheduler:
             if request.state is State.RUNNING and budget > 0 and self._grow(request, 1):
                 chunks.append(Chunk(request, request.num_computed, 1))
                 budget -= 1
+        if self.waiting or len(chunks) < len(self.running):
+            self._plan_prompts(chunks, budget, preempted_before)
+        # Who was pre-empted after its chunk was planned is not computed.
+        chunks = [chunk for chunk in chunks if chunk.request.state is State.RUNNING]
+        for request, _, num in chunks:
+            self.served[request.client] += num
+        return chunks
+
+    def _plan_prompts(self, chunks: list[Chunk], budget: int, preempted_before: int) -> None:
+        """What is left of the budget: for those who are being read, and for those who wait."""
         prompts, full = [*(r for r in self.running if not r.decodes), *self._queue()], False
         for request in sorted(prompts, key=lambda r: -r.priority):  # of equals, those begun go on first
             if request.state is State.WAITING:
@@ -65,19 +75,15 @@ class Scheduler:
                 full = full or budget < 1 or not self._admit(request)
             if request.state is State.RUNNING:
                 budget -= self._read(request, budget, chunks)
-        # Who was pre-empted after its chunk was planned is not computed.
-        chunks = [chunk for chunk in chunks if chunk.request.state is State.RUNNING]
-        for request, _, num in chunks:
-            self.served[request.client] += num
-        return chunks
 
     def computed(self, chunk: Chunk) -> None:
         """Keys and values of a chunk are in its pages; full pages may be found by others."""
         request = chunk.request
         request.num_computed = chunk.start + chunk.num
         size = self.pool.page_size
-        contents = request.contents(size)
-        for number in range(chunk.start // size, request.num_computed // size):
+        full = range(chunk.start // size, request.num_computed // size)
+        contents = request.contents(size) if full else []
+        for number in full:
             self.pool.publish(request.pages[number], contents[number])
 
     def finish(self, request: Request) -> None:

@@ -10,7 +10,7 @@ from cascadevl.checkpoints.parts import Parts
 from cascadevl.core.errors import ConfigError
 from cascadevl.core.generation import FinishReason, Generation, Sampling, Usage
 from cascadevl.engine.constraints import Guide
-from cascadevl.engine.loops import loop_period
+from cascadevl.engine.loops import LoopGuard
 from cascadevl.engine.sampler import Sampler
 from cascadevl.ops.attention import Layer, scores_to_output
 from cascadevl.preprocessing.processor import ModelInputs
@@ -141,6 +141,7 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         self._sampling, self._stop_ids = sampling, parts.stop_ids
         self._stream = parts.tokenizer.stream()
+        self._loops = LoopGuard() if sampling.loop_guard else None
         self._given = 0
         _check_bias(parts, sampling)
         constraint = sampling.constraint
@@ -153,12 +154,16 @@ class Answer:
             self.guide.push(token_id)
         if token_id in self._stop_ids or (self.guide is not None and self.guide.finished):
             self.finish_reason = "stop"
-        elif self._sampling.loop_guard and loop_period(self.token_ids):
+        elif self._loops is not None and self._loops.period(self.token_ids):
             self.finish_reason = "repetition"
         elif len(self.token_ids) >= min(self._sampling.max_new_tokens, room):
             self.finish_reason = "length"
-        self.text += self._stream.push(token_id) if token_id not in self._stop_ids else ""
-        self.text += self._stream.finish() if self.finish_reason else ""
+        if token_id not in self._stop_ids:
+            self.text += self._stream.push(token_id)
+        if self.finish_reason:
+            self.text += self._stream.finish()
+        if not self._sampling.stop:
+            return self._release(len(self.text))
         found = [at for stop in self._sampling.stop if (at := self.text.find(stop)) >= 0]
         if found:
             self.text, self.finish_reason = self.text[: min(found)], "stop"

@@ -183,6 +183,25 @@ def test_pieces_make_the_text_while_others_go_on() -> None:
         assert text == ticket.generation.text == _simple(QWEN, messages, sampling).text
 
 
+def test_the_news_of_each_step_are_all_that_was_said_and_ended() -> None:
+    engine = Engine(QWEN, EngineConfig(max_running=2))
+    tickets = [engine.submit(messages, Sampling(max_new_tokens=3 + n)) for n, messages in enumerate(ASKED)]
+    tickets.append(engine.submit_score([*ask("q"), {"role": "assistant", "content": "yes"}]))
+    texts, ended = dict.fromkeys(tickets, ""), list[Ticket]()
+    while engine.busy:
+        said = {ticket: len(ticket.request.said) for ticket in tickets}
+        engine.step()
+        assert len(set(engine.news)) == len(engine.news)
+        changed = [t for t in tickets if len(t.request.said) > said[t] or (t.done and t not in ended)]
+        assert set(engine.news) == set(changed)
+        for ticket in engine.news:
+            texts[ticket] += "".join(ticket.pieces)
+            ticket.pieces.clear()
+            ended += [ticket] if ticket.done else []
+    assert len(ended) == len(tickets)
+    assert [texts[ticket] for ticket in tickets] == [t.generation.text for t in tickets if t.generation]
+
+
 def test_the_first_piece_comes_before_the_answer_is_whole() -> None:
     engine = Engine(QWEN)
     ticket = engine.submit("q", Sampling(max_new_tokens=50, temperature=1.0, seed=0, loop_guard=False))
@@ -374,6 +393,14 @@ def test_scores_are_log_probabilities_of_what_the_assistant_says(family: str) ->
             scores = torch.tensor([p.logprob for p in got.logprobs or ()])
             torch.testing.assert_close(scores, _scores(parts, talk), atol=2e-4, rtol=0)
     assert engine.stats()["cached_tokens"] > 0
+
+
+def test_inputs_prepared_before_are_scored_alike() -> None:
+    engine = Engine(QWEN, EngineConfig(prefix_cache=False))
+    ticket = engine.submit_score(QWEN.processor(TALKS[0]))
+    _finish(engine)
+    assert ticket.generation is not None
+    assert ticket.generation.logprobs == engine.score([TALKS[0]])[0].logprobs
 
 
 def test_what_was_scored_before_a_pre_emption_is_not_scored_twice() -> None:

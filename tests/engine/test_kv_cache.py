@@ -11,7 +11,7 @@ from torch import Tensor
 from cascadevl.checkpoints.tiny import TINY_DECODERS
 from cascadevl.core.config import evolve
 from cascadevl.engine import kv_cache
-from cascadevl.engine.kv_cache import PagedAttend, PagedCache, Segment
+from cascadevl.engine.kv_cache import PagedAttend, PagedCache, PageTables, Segment, places_of
 from cascadevl.ops.attention import Layer, dense
 
 CONFIG = evolve(TINY_DECODERS["qwen3"], num_layers=2)
@@ -98,3 +98,32 @@ def test_the_memory_of_a_page_is_told_beforehand() -> None:
         told = PagedCache.page_bytes(CONFIG, page_size, "float32")
         cache = _cache(3, page_size)
         assert 3 * told == cache.keys.num_bytes + cache.values.num_bytes
+
+
+@given(st.integers(0, 10**6), st.integers(0, 40))
+def test_tables_kept_between_steps_are_those_made_anew(seed: int, widest: int) -> None:
+    rng, tables, page = random.Random(seed), PageTables(widest), 0
+    running: list[list[int]] = [[]]
+    for _ in range(40):
+        for pages in running:
+            for _ in range(rng.choice([0, 0, 1, 5])):
+                page += 1
+                pages.append(page)
+        if rng.random() < 0.3:
+            running.insert(rng.randint(0, len(running)), [-1])
+        if len(running) > 1 and rng.random() < 0.3:
+            running.pop(rng.randrange(len(running)))
+        step = rng.sample(running, rng.randint(1, len(running))) if rng.random() < 0.2 else running
+        found = tables.of(step)
+        assert len(found) == len(step) and found.flags.c_contiguous
+        assert [row[: len(pages)].tolist() for row, pages in zip(found, step, strict=True)] == step
+
+
+def test_places_are_those_of_each_token() -> None:
+    places = places_of([Segment(0, 7, 3, (4, 5)), Segment(3, 2, 1, (6,)), Segment(4, 0, 2, (9,))], 8)
+    assert places.position_T.tolist() == [7, 8, 9, 2, 0, 1]
+    assert places.request_T.tolist() == [0, 0, 0, 1, 2, 2]
+    assert [row[0] for row in places.tables_RP.tolist()] == [4, 6, 9]
+    alone = places_of([Segment(0, 7, 1, (4, 5)), Segment(1, 2, 1, (6,))], 8)
+    assert (alone.position_T.tolist(), alone.request_T.tolist()) == ([7, 2], [0, 1])
+    assert {x.dtype for x in (places.position_T, places.request_T, places.tables_RP)} == {torch.int32}

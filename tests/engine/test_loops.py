@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascadevl.engine.loops import LONGEST_PERIOD, MIN_REPEATS, MIN_TOKENS, loop_period
+from cascadevl.engine.loops import LONGEST_PERIOD, LOOK_EVERY, MIN_REPEATS, MIN_TOKENS, LoopGuard, loop_period
 
 
 def _by_definition(ids: list[int]) -> int | None:
@@ -55,3 +55,24 @@ def test_a_few_repeats_of_a_long_piece_are_no_loop() -> None:
     assert loop_period(list(range(100)) * 3) is None
     assert loop_period([0] * (MIN_TOKENS - 1)) is None
     assert loop_period(list(range(LONGEST_PERIOD + 1)) * 5) is None
+
+
+@given(
+    st.lists(st.integers(0, 2), max_size=70), st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(0, 200)
+)
+def test_the_guard_says_after_every_token_what_the_definition_says(
+    before: list[int], piece: list[int], length: int
+) -> None:
+    guard, said = LoopGuard(), list[int]()
+    for token_id in before + (piece * 200)[:length]:
+        said.append(token_id)
+        assert guard.period(said) == loop_period(said)
+
+
+@pytest.mark.parametrize("start", range(LOOK_EVERY))
+@pytest.mark.parametrize("period", [1, 15, 16, 17, 21, 128])
+def test_the_guard_finds_a_loop_at_once_wherever_it_begins(period: int, start: int) -> None:
+    needed = max(MIN_REPEATS * period, MIN_TOKENS)
+    ids = [*range(1000, 1000 + start), *(list(range(period)) * needed)[:needed]]
+    guard = LoopGuard()
+    assert [guard.period(ids[: end + 1]) for end in range(len(ids))] == [None] * (len(ids) - 1) + [period]

@@ -12,7 +12,9 @@ from cascadevl.core.generation import Sampling
 from cascadevl.engine import kv_cache
 from cascadevl.engine.config import EngineConfig
 from cascadevl.engine.engine import Engine
-from cascadevl.engine.runner import ROWS
+from cascadevl.engine.runner import ROWS, Angles
+from cascadevl.ops.native.paged_attention import Places
+from cascadevl.ops.rope import rope_table
 from tests.engine.pictures import ask, picture
 
 
@@ -76,3 +78,15 @@ def test_a_row_of_a_product_has_the_same_bits_in_any_place_and_company() -> None
         others = torch.randn(ROWS, width, generator=generator)
         others[5] = rows[5]
         assert torch.equal(torch.nn.functional.linear(others, weight)[5], expected[5])
+
+
+@pytest.mark.parametrize("family", TINY_DECODERS)
+def test_angles_kept_have_the_same_bits_however_many_there_are(family: str) -> None:
+    rope, size = TINY_DECODERS[family].rope, TINY_DECODERS[family].head_size
+    kept = Angles(rope, size, torch.device("cpu"))
+    for end in (1, 3, 16, 50, 200):
+        position_T = torch.arange(end, dtype=torch.int32)
+        places = Places(torch.zeros(1, end, dtype=torch.int32), torch.zeros_like(position_T), position_T, 1)
+        lengths_T = position_T + 1 if kept.by_length else None
+        for found, expected in zip(kept(places, lengths_T), rope_table(position_T, rope, size, lengths_T), strict=True):
+            assert torch.equal(found, expected)

@@ -84,11 +84,17 @@ def test_a_cache_too_small_for_its_request_still_answers(batches: list[int]) -> 
     assert len(got) == 7 and batches == [2, 2, 2, 1]
 
 
-def test_what_is_kept_does_not_keep_its_batch() -> None:
-    cache = TileCache(10**6)
-    for tokens_LD in _encode(cache, WANTED):
-        assert tokens_LD.untyped_storage().nbytes() == tokens_LD.nbytes
-    assert cache.num_bytes == 7 * TILE_BYTES
+def test_what_is_kept_lies_in_one_piece_of_memory_and_comes_as_copies() -> None:
+    cache = TileCache(3 * TILE_BYTES)
+    _encode(cache, WANTED[:3])
+    memory = cache._memory_SLD
+    assert memory is not None and memory.nbytes == cache.num_bytes == cache.max_bytes
+    kept = cache.get(WANTED[1][0])
+    assert kept is not None and kept.untyped_storage().nbytes() == TILE_BYTES
+    before = kept.clone()
+    _encode(cache, WANTED[3:])
+    assert cache._memory_SLD is memory and cache.get(WANTED[1][0]) is None
+    assert torch.equal(kept, before)
 
 
 def test_cleared_it_is_empty() -> None:
