@@ -255,6 +255,9 @@ def prefill_activations(config: DecoderConfig, num_tokens: int) -> int:
     queries twice (before and after rotation), keys twice, values, keys and values repeated for the heads that share
     them, and its output; with sinks, scores thrice. The MLP adds the state after attention, and gate, up and their
     product, or a row for each token and expert and their sum.
+
+    So torch attends. Our C (ops/native/many_queries.py: fp32 on a CPU) repeats nothing and keeps no scores, but lays
+    out the keys and values of one head for each thread: less where heads share keys.
     """
     width, experts = config.hidden_size, config.experts
     inner, keys = config.num_heads * config.head_size, config.num_kv_heads * config.head_size

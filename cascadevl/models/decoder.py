@@ -16,6 +16,7 @@ from cascadevl.models.experts import SparseMLP
 from cascadevl.models.gpt_oss import GptOssMLP
 from cascadevl.models.norm import RMSNorm
 from cascadevl.ops.attention import Attend, Layer
+from cascadevl.ops.by_hand import SwiGLU, by_hand
 from cascadevl.ops.rope import rope_table, rotate
 
 
@@ -35,14 +36,22 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(size, config.norm_eps) if config.qk_norm else None
         self.sinks = nn.Parameter(torch.zeros(config.num_heads)) if config.sinks else None
 
-    def forward(self, hidden_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        q_TNH = self.q_proj(hidden_TD).unflatten(-1, (-1, self.head_size))
+    def forward(
+        self, hidden_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, asked_T: Tensor | None = None
+    ) -> Tensor:
+        """Of the tokens `asked_T` alone, where it is given; keys and values are everybody's."""
+        asking_TD, turns = hidden_TD, rope
+        if asked_T is not None:
+            asking_TD, turns = hidden_TD[asked_T], (rope[0][asked_T], rope[1][asked_T])
+        q_TNH = self.q_proj(asking_TD).unflatten(-1, (-1, self.head_size))
         k_TKH = self.k_proj(hidden_TD).unflatten(-1, (-1, self.head_size))
         v_TKH = self.v_proj(hidden_TD).unflatten(-1, (-1, self.head_size))
         if self.q_norm is not None and self.k_norm is not None:
             q_TNH, k_TKH = self.q_norm(q_TNH), self.k_norm(k_TKH)
-        layer = self.layer if self.sinks is None else replace(self.layer, sinks_N=self.sinks)
-        out_TNH = attend(layer, rotate(q_TNH, *rope), rotate(k_TKH, *rope), v_TKH)
+        layer = self.layer
+        if self.sinks is not None or asked_T is not None:
+            layer = replace(layer, sinks_N=self.sinks, asked_T=asked_T)
+        out_TNH = attend(layer, rotate(q_TNH, *turns), rotate(k_TKH, *rope), v_TKH)
         return self.o_proj(out_TNH.flatten(1))
 
 
@@ -56,6 +65,10 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
+        linears = self.gate_proj, self.up_proj, self.down_proj
+        weights = [linear.weight for linear in linears if type(linear) is nn.Linear]  # not adapted, not of few bits
+        if len(weights) == 3 and by_hand(hidden_TD, *weights):
+            return SwiGLU.apply(hidden_TD, *weights)  # type: ignore[return-value]
         return self.down_proj(F.silu(self.gate_proj(hidden_TD)) * self.up_proj(hidden_TD))
 
 
@@ -79,9 +92,13 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, hidden_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        hidden_TD = hidden_TD + self.self_attn(self.input_layernorm(hidden_TD), rope, attend)
-        return hidden_TD + self.mlp(self.post_attention_layernorm(hidden_TD))
+    def forward(
+        self, hidden_TD: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, asked_T: Tensor | None = None
+    ) -> Tensor:
+        asking_TD = hidden_TD if asked_T is None else hidden_TD[asked_T]
+        # What attention adds gets no name: it would be kept while the MLP computes.
+        asking_TD = asking_TD + self.self_attn(self.input_layernorm(hidden_TD), rope, attend, asked_T)
+        return asking_TD + self.mlp(self.post_attention_layernorm(asking_TD))
 
 
 class Stack(nn.Module):
@@ -96,13 +113,20 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, embed_TD: Tensor, positions_T: Tensor, attend: Attend, lengths_T: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        embed_TD: Tensor,
+        positions_T: Tensor,
+        attend: Attend,
+        lengths_T: Tensor | None = None,
+        asked_T: Tensor | None = None,
+    ) -> Tensor:
         cos_TH, sin_TH = rope_table(positions_T, self.config.rope, self.config.head_size, lengths_T)
         rope = cos_TH.to(embed_TD.dtype), sin_TH.to(embed_TD.dtype)
         hidden_TD = embed_TD
-        for block in self.layers:
+        for block in self.layers[:-1]:
             hidden_TD = block(hidden_TD, rope, attend)
-        return self.norm(hidden_TD)
+        return self.norm(self.layers[-1](hidden_TD, rope, attend, asked_T))
 
 
 class Decoder(nn.Module):
@@ -117,9 +141,20 @@ class Decoder(nn.Module):
     def embed(self, token_ids_T: Tensor) -> Tensor:
         return self.model.embed_tokens(token_ids_T)
 
-    def forward(self, embed_TD: Tensor, positions_T: Tensor, attend: Attend, lengths_T: Tensor | None = None) -> Tensor:
-        """hidden_TD after the last norm; `logits` turns chosen rows into scores. `lengths_T`: see `rope_table`."""
-        return self.model(embed_TD, positions_T, attend, lengths_T)
+    def forward(
+        self,
+        embed_TD: Tensor,
+        positions_T: Tensor,
+        attend: Attend,
+        lengths_T: Tensor | None = None,
+        asked_T: Tensor | None = None,
+    ) -> Tensor:
+        """hidden_TD after the last norm; `logits` turns chosen rows into scores. `lengths_T`: see `rope_table`.
+
+        `asked_T`: places of the tokens whose states are wanted, in order; None wants all. The last block then
+        computes nothing for the others but keys and values. `attend` must know `Layer.asked_T`.
+        """
+        return self.model(embed_TD, positions_T, attend, lengths_T, asked_T)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Raw scores (T, V) in fp32."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from cascadevl.models.config import VisionConfig
 from cascadevl.models.norm import RMSNorm
+from cascadevl.models.quant_linear import QuantLinear
+from cascadevl.ops.native import many_queries
 
 
 class Embeddings(nn.Module):
@@ -81,8 +83,14 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         heads = partial(torch.Tensor.unflatten, dim=-1, sizes=(self.num_heads, -1))
         q_SNPH, k_SNPH, v_SNPH = (heads(x).transpose(1, 2) for x in (q, k, v))
-        out_SNPH = F.scaled_dot_product_attention(q_SNPH, k_SNPH, v_SNPH)
-        return self.proj(out_SNPH.transpose(1, 2).flatten(2))
+        return self.proj(self._attend(q_SNPH, k_SNPH, v_SNPH).transpose(1, 2).flatten(2))
+
+    def _attend(self, q_SNPH: Tensor, k_SNPH: Tensor, v_SNPH: Tensor) -> Tensor:
+        # What comes out of weights of few bits, and activations of eight, has not more digits than bf16 has.
+        brief = isinstance(self.qkv, QuantLinear)
+        if brief and many_queries.serves(q_SNPH, k_SNPH, v_SNPH):
+            return many_queries.attend(q_SNPH, k_SNPH, v_SNPH, q_SNPH.shape[-1] ** -0.5, causal=False, brief=True)
+        return F.scaled_dot_product_attention(q_SNPH, k_SNPH, v_SNPH)
 
 
 class MLP(nn.Module):

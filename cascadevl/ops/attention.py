@@ -6,11 +6,15 @@ sequence. The same weights thereby serve training (packed samples), generation w
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from cascadevl.ops.attention_blocks import attended
+from cascadevl.ops.by_hand import by_hand
+from cascadevl.ops.native import many_queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,9 @@ class Layer:
     """Keys further back than this are not seen; None sees all."""
     sinks_N: Tensor | None = None
     """A learned score per head that joins the softmax and is dropped again (GPT-OSS)."""
+    asked_T: Tensor | None = None
+    """Where the queries stand among the keys, in order; None: the queries are the last ones of the keys. Only
+    `packed` is asked so, by the last layer."""
 
 
 Attend = Callable[[Layer, Tensor, Tensor, Tensor], Tensor]
@@ -34,6 +41,9 @@ MOSTLY_FULL = 0.8
 
 def scores_to_output(layer: Layer, q_RNTH: Tensor, k_RKTH: Tensor, v_RKTH: Tensor) -> Tensor:
     """Causal softmax attention of R sequences of equal length; the last query sees every key."""
+    if many_queries.serves(q_RNTH, k_RKTH, v_RKTH):
+        qkv = q_RNTH, k_RKTH, v_RKTH
+        return many_queries.attend(*qkv, layer.scale, causal=True, window=layer.window, sinks_N=layer.sinks_N)
     groups = q_RNTH.shape[1] // k_RKTH.shape[1]
     if groups > 1:
         k_RKTH = k_RKTH.repeat_interleave(groups, dim=1)
@@ -74,7 +84,16 @@ def packed(lengths: Sequence[int]) -> Attend:
     alike = total >= MOSTLY_FULL * longest * len(lengths)
 
     def attend(layer: Layer, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
-        assert q_TNH.shape[0] == total, f"packed for {total} tokens, asked for {q_TNH.shape[0]}"
+        assert k_TKH.shape[0] == total, f"packed for {total} tokens, asked for {k_TKH.shape[0]}"
+        if _learned_by_hand(layer, q_TNH, k_TKH, v_TKH):
+            if layer.asked_T is not None or not alike:
+                return attended(q_TNH, k_TKH, v_TKH, layer.scale, lengths, layer.asked_T)
+            q, k, v = (_in_rows(x, where, len(lengths) * longest) for x in (q_TNH, k_TKH, v_TKH))
+            out_TNH = attended(q, k, v, layer.scale, [longest] * len(lengths))
+            return out_TNH if where is None else out_TNH[where]
+        if layer.asked_T is not None:
+            whole_TNH = q_TNH.new_zeros(total, *q_TNH.shape[1:]).index_copy(0, layer.asked_T, q_TNH)
+            return attend(replace(layer, asked_T=None), whole_TNH, k_TKH, v_TKH)[layer.asked_T]
         if not alike:
             each = zip(*(x.split(list(lengths)) for x in (q_TNH, k_TKH, v_TKH)), strict=True)
             return torch.cat([dense(layer, *qkv) for qkv in each])
@@ -83,6 +102,11 @@ def packed(lengths: Sequence[int]) -> Attend:
         return out_TNH if where is None else out_TNH[where.to(out_TNH.device)]
 
     return attend
+
+
+def _learned_by_hand(layer: Layer, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> bool:
+    """Whether `attended` may serve."""
+    return layer.window is None and layer.sinks_N is None and by_hand(q_TNH, k_TKH, v_TKH)
 
 
 def side_by_side(x_TNH: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -97,14 +121,19 @@ def _places(lengths: Sequence[int]) -> Tensor:
     return torch.cat([torch.arange(n) + row * longest for row, n in enumerate(lengths)])
 
 
+def _in_rows(x_TNH: Tensor, where: Tensor | None, num: int) -> Tensor:
+    if where is None:
+        return x_TNH
+    return x_TNH.new_zeros(num, *x_TNH.shape[1:]).index_copy(0, where.to(x_TNH.device), x_TNH)
+
+
 def _side_by_side(x_TNH: Tensor, where: Tensor | None, rows: int, longest: int) -> Tensor:
-    if where is not None:
-        padded = x_TNH.new_zeros(rows * longest, *x_TNH.shape[1:])
-        x_TNH = padded.index_copy(0, where.to(x_TNH.device), x_TNH)
-    return x_TNH.view(rows, longest, *x_TNH.shape[1:]).transpose(1, 2)
+    return _in_rows(x_TNH, where, rows * longest).view(rows, longest, *x_TNH.shape[1:]).transpose(1, 2)
 
 
 def dense(layer: Layer, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor) -> Tensor:
     """Attend for one sequence without a cache."""
+    if _learned_by_hand(layer, q_TNH, k_TKH, v_TKH) and len(q_TNH) == len(k_TKH):
+        return attended(q_TNH, k_TKH, v_TKH, layer.scale, [len(k_TKH)])
     q, k, v = (x.transpose(0, 1)[None] for x in (q_TNH, k_TKH, v_TKH))
     return scores_to_output(layer, q, k, v)[0].transpose(0, 1)

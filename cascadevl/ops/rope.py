@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cascadevl.core.errors import ConfigError
+from cascadevl.ops.by_hand import Rotate, by_hand
 
 Kind = Literal["default", "linear", "dynamic", "yarn", "longrope"]
 
@@ -128,6 +129,8 @@ def _yarn_kept(rope: Rope, size: int) -> Tensor:
 
 def rotate(x_TNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
     """Turn each head of x by the angles of its position."""
+    if by_hand(x_TNH, cos_TH, sin_TH):
+        return Rotate.apply(x_TNH, cos_TH, sin_TH)  # type: ignore[return-value]
     first, second = x_TNH.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
     return x_TNH * cos_TH[:, None] + turned * sin_TH[:, None]

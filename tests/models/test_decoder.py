@@ -5,7 +5,7 @@ import torch
 from cascadevl.checkpoints.tiny import TINY_DECODERS, tiny_parts
 from cascadevl.core.config import evolve
 from cascadevl.models.decoder import Decoder
-from cascadevl.ops.attention import dense
+from cascadevl.ops.attention import dense, packed
 
 
 def _logits(decoder: Decoder, embed_TD: torch.Tensor) -> torch.Tensor:
@@ -52,3 +52,20 @@ def test_a_tied_output_matrix_is_the_embedding_and_learns_from_both_sides() -> N
 def test_logits_are_fp32_whatever_the_weights_are() -> None:
     decoder = tiny_parts("qwen3", std=0.2).model.language_model.bfloat16()
     assert _logits(decoder, torch.randn(3, 32).bfloat16()).dtype == torch.float32
+
+
+def test_states_of_some_tokens_are_those_among_all() -> None:
+    """What the last block leaves out, nothing else depends on: values and gradients are the same."""
+    lengths, asked_T = (6, 1, 5), torch.tensor([2, 3, 6, 11])
+    positions_T = torch.cat([torch.arange(float(n)) for n in lengths])
+    embed_TD = torch.randn(12, 32, generator=torch.Generator().manual_seed(0))
+    for family in ("qwen3", "qwen2", "llama"):
+        decoder = tiny_parts(family, std=0.2).model.language_model.requires_grad_(True)
+        some_AD = decoder(embed_TD, positions_T, packed(lengths), asked_T=asked_T)
+        all_AD = decoder(embed_TD, positions_T, packed(lengths))[asked_T]
+        torch.testing.assert_close(some_AD, all_AD, atol=1e-5, rtol=1e-5)
+        learned = [p for name, p in decoder.model.named_parameters() if name != "embed_tokens.weight"]
+        direction_AD = torch.randn(some_AD.shape, generator=torch.Generator().manual_seed(1))
+        found = (torch.autograd.grad(out, learned, direction_AD) for out in (some_AD, all_AD))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)

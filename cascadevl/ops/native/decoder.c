@@ -5,6 +5,7 @@
 
 #include "linear.c"
 #include "paged_attention.c"
+#include "huge_pages.c"
 
 typedef struct {
     const float *input_norm, *post_norm, *q_norm, *k_norm, *sinks;  // the last three may be NULL
@@ -175,22 +176,24 @@ int decode(const Stack *stack, const Places *places, float *hidden, const float 
             const Layer *layer = call.layer = stack->layers + index;
             call.norm = layer->input_norm;
             each(helped && rows > 1, rows, norm_item, &call);
-            Products qkv = {{{layer->q, &call.in, rows, call.q},
-                             {layer->k, &call.in, rows, call.k},
-                             {layer->v, &call.in, rows, call.v}}, 3};
+            const Weight *next_layer = index + 1 < stack->num_layers ? layer[1].q : NULL;
+            Products qkv = {{{layer->q, &call.in, rows, call.q, layer->k},
+                             {layer->k, &call.in, rows, call.k, layer->v},
+                             {layer->v, &call.in, rows, call.v, layer->o}}, 3};
             apply(helped, &qkv);
             each(helped, rows, place_item, &call);
             each(helped, rows * stack->num_kv_heads, attend_item, &call);
             if (call.attended.quants) each(helped, rows, quantise_out, &call);
-            Products o = {{{layer->o, &call.attended, rows, change}}, 1};
+            Products o = {{{layer->o, &call.attended, rows, change, layer->gate}}, 1};
             apply(helped, &o);
             call.change = change;
             call.norm = layer->post_norm;
             each(helped, rows, norm_item, &call);
-            Products gate_up = {{{layer->gate, &call.in, rows, call.gate}, {layer->up, &call.in, rows, call.up}}, 2};
+            Products gate_up = {{{layer->gate, &call.in, rows, call.gate, layer->up},
+                                 {layer->up, &call.in, rows, call.up, layer->down}}, 2};
             apply(helped, &gate_up);
             each(helped, rows, swiglu_item, &call);
-            Products down = {{{layer->down, &call.act, rows, change}}, 1};
+            Products down = {{{layer->down, &call.act, rows, change, next_layer}}, 1};
             apply(helped, &down);
         }
         for (int row = 0; row < rows; row++) {

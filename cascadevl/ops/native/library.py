@@ -1,8 +1,9 @@
-"""The C kernels of the decoder as one library: decoder.c and what it includes."""
+"""The C kernels as one library: kernels.c and what it includes."""
 
 import ctypes
 import functools
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from cascadevl.core import native
 
-SOURCE = Path(__file__).with_name("decoder.c")
+SOURCE = Path(__file__).with_name("kernels.c")
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """decoder.c for one set of instructions."""
+    """kernels.c for one set of instructions."""
 
     c: ctypes.CDLL
     lanes: int
@@ -37,7 +38,10 @@ def library(flags: tuple[str, ...] = ()) -> Library | None:
     loaded.paged_attention.argtypes = [floats, floats, *[ctypes.c_void_p] * 4]
     loaded.store_pages.argtypes = [ctypes.c_void_p, ctypes.c_void_p, floats, ctypes.c_int, ctypes.c_int]
     loaded.store_pages.restype = None
-    loaded.decode.argtypes = [ctypes.c_void_p, ctypes.c_void_p, floats, floats, floats]
+    loaded.decode.argtypes = loaded.prefill.argtypes = [ctypes.c_void_p, ctypes.c_void_p, floats, floats, floats]
+    loaded.attend_many.argtypes = [floats, floats, floats, floats, ctypes.c_void_p]
+    loaded.use_huge_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    loaded.use_huge_pages.restype = None
     loaded.set_threads(torch.get_num_threads())
     return Library(loaded, loaded.lanes())
 
@@ -48,6 +52,17 @@ def set_threads(num: int) -> None:
     loaded = library()
     if loaded is not None:
         loaded.c.set_threads(min(num, os.cpu_count() or 1))
+
+
+def use_huge_pages(tensors: Iterable[Tensor]) -> None:
+    """Keep what is read for every token in large pages of memory; a tensor's address stays the same.
+
+    Not for a cache: it would take a whole page at once wherever it is first touched.
+    """
+    loaded = library()
+    assert loaded is not None
+    for tensor in tensors:
+        loaded.c.use_huge_pages(tensor.data_ptr(), tensor.nbytes)
 
 
 def pointer(tensor: Tensor | None) -> int | None:

@@ -182,7 +182,7 @@ static Scratch scratch_in(char *memory, int group, int room, int thread) {
     return (Scratch){(float *)(memory + room * sizeof(size_t)), (size_t *)memory, room};
 }
 
-enum { AHEAD = 24 };  // vectors that are fetched before they are due: pages lie anywhere
+enum { AHEAD = 24, ROOM_AHEAD = 48 };  // vectors that are fetched before they are due: pages lie anywhere
 
 #define ATTEND_INLINE static inline __attribute__((always_inline))
 
@@ -303,28 +303,53 @@ ATTEND_INLINE void mix(int kind, int group, const Heads *heads, const Cached *va
     }
 }
 
-// One token's queries of one key head.
-ATTEND_INLINE void attend_as(int kind, int group, const Heads *heads, const Places *places, const Cached *keys,
-                             const Cached *values, int t, int head, const float *q, float *out,
-                             const Scratch *scratch) {
-    const size_t at = ((size_t)t * heads->num_heads + (size_t)head * group) * heads->head_size;
+#include "attention_wide.c"
+
+// Where the keys and values of a token's past lie, the last of them repeated for whoever takes several at a time or
+// fetches ahead. Gives how many there are.
+static int find_past(const Heads *heads, const Places *places, int t, int head, const Scratch *scratch) {
     const int32_t *table = places->tables + (size_t)places->request[t] * places->max_pages;
     const int end = places->position[t] + 1;
     const int begin = heads->window > 0 && end > heads->window ? end - heads->window : 0;
-    for (int j = begin, page = begin / places->page_size, inside = begin % places->page_size; j < end; page++, inside = 0) {
+    size_t *where = scratch->where;
+    int page = begin / places->page_size, inside = begin % places->page_size;
+    for (int j = begin; j < end; page++, inside = 0) {
         size_t start = ((size_t)table[page] * heads->num_kv_heads + head) * places->page_size;
-        for (; inside < places->page_size && j < end; inside++, j++) scratch->where[j - begin] = start + inside;
+        for (; inside < places->page_size && j < end; inside++, j++) *where++ = start + inside;
     }
-    score(kind, group, heads, keys, q + at, end - begin, scratch);
+    const int num = end - begin;
+    for (size_t *stop = scratch->where + (num + 15) / 16 * 16 + ROOM_AHEAD; where < stop; where++) *where = where[-1];
+    return num;
+}
+
+// One token's queries of one key head.
+ATTEND_INLINE void attend_as(int kind, int group, const Heads *heads, const Cached *keys, const Cached *values, int num,
+                             const float *sinks, const float *q, float *out, const Scratch *scratch) {
+    score(kind, group, heads, keys, q, num, scratch);
     for (int g = 0; g < group; g++)
-        soften(scratch->scores + (size_t)g * scratch->room, end - begin, heads->sinks ? heads->sinks + head * group + g : NULL);
-    mix(kind, group, heads, values, out + at, end - begin, scratch);
+        soften(scratch->scores + (size_t)g * scratch->room, num, sinks ? sinks + g : NULL);
+    mix(kind, group, heads, values, out, num, scratch);
 }
 
 static void attend(const Heads *heads, const Places *places, const Cached *keys, const Cached *values, int t, int head,
                    const float *q, float *out, const Scratch *scratch) {
-    const int group = heads->num_heads / heads->num_kv_heads;
-#define CALL(kind, group) attend_as(kind, group, heads, places, keys, values, t, head, q, out, scratch); break;
+    const int group = heads->num_heads / heads->num_kv_heads, num = find_past(heads, places, t, head, scratch);
+    const size_t at = ((size_t)t * heads->num_heads + (size_t)head * group) * heads->head_size;
+    const float *sinks = heads->sinks ? heads->sinks + head * group : NULL;
+    q += at;
+    out += at;
+#if defined(WITH_WIDE_ATTENTION)
+    if (is_wide(keys->kind, heads->head_size)) {
+        for (int g = 0; g < group; g += MOST_QUERIES)
+            attend_wide(heads, keys, values, num, group - g < MOST_QUERIES ? group - g : MOST_QUERIES,
+                        sinks ? sinks + g : NULL, q + g * heads->head_size, out + g * heads->head_size, scratch);
+        return;
+    }
+#endif
+#define CALL(kind, group) attend_as(kind, group, heads, keys, values, num, sinks, q, out, scratch); break;
+#if defined(WITH_WIDE_ATTENTION)  // only unusual sizes come here
+#define CASE(kind) case kind: CALL(kind, group)
+#else
 #define CASE(kind)                      \
     case kind:                          \
         switch (group) {                \
@@ -335,6 +360,7 @@ static void attend(const Heads *heads, const Places *places, const Cached *keys,
             default: CALL(kind, group)  \
         }                               \
         break;
+#endif
     switch (keys->kind) { CASE(KV_FP32) CASE(KV_BF16) CASE(KV_FP8) CASE(KV_INT8) CASE(KV_INT4) }
 #undef CASE
 #undef CALL
@@ -344,7 +370,7 @@ static int longest_of(const Places *places) {
     int longest = 0;
     for (int t = 0; t < places->num_tokens; t++)
         if (places->position[t] >= longest) longest = places->position[t] + 1;
-    return (longest + 7) / 8 * 8;
+    return (longest + 15) / 16 * 16 + ROOM_AHEAD;
 }
 
 // out and q (T, N, H); keys and values are stored already. Returns 0 where there is no memory for the scores.
