@@ -17,6 +17,9 @@ get the samples of these batches, shuffled. Each way has a process of its own an
 interleaved, and the figures are medians over rounds. Speeds are per second of the processor: with one thread that is a
 second on an idle machine. Memory is the peak above what a process held before it loaded the model (imports and
 samples), over the rounds and after one more over the 8 longest of the 1,600, which every epoch has.
+
+`times_faster_at_most` is the Trainer's time over that of our products alone (torch's count of their operations, at the
+rate of one large product here): what the ratio would be if nothing else cost anything. Both sides must multiply.
 """
 
 import argparse
@@ -28,7 +31,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,10 @@ from cascadevl.recipes.nano import new_parts
 HERE = Path(__file__).resolve().parent
 WAYS = ("packed", "one by one", "padded", "Trainer")
 BATCH, POOL = 8, 1600
+PEAKS = ("peak_mib", "process_peak_mib")
+MODELS = ("nano", "nano:4608:4:4096", "nano:37984:28:1024")
+"""The last has a quarter of InternVL3.5-1B's vocabulary and width, and all of its layers; its context is short so that
+the Trainer's scores of all tokens fit into memory."""
 
 
 class Process:
@@ -94,27 +101,33 @@ def drawn_rounds(lengths: list[int], rounds: int, steps: int) -> list[list[list[
 
 
 def model_folder(name: str, scratch: Path) -> tuple[Path, int]:
-    """nano, or `nano:VOCABULARY`, its shape at random with a context of 4,096 and another head; and the context."""
+    """nano, or `nano:VOCABULARY:LAYERS:CONTEXT`, its shape at random with another decoder; and the context."""
     if name == "nano":
         return locate(name), 2048
-    parts, context = new_parts(), 4096
+    parts = new_parts()
+    vocabulary, layers, context = map(int, name.split(":")[1:])
     decoder = evolve(
-        parts.model.config.decoder, vocab_size=int(name.partition(":")[2]), rope=Rope(theta=1e4, max_position=context)
+        parts.model.config.decoder,
+        vocab_size=vocabulary,
+        num_layers=layers,
+        rope=Rope(theta=1e4, max_position=context),
     )
     files = {key: text for key, text in parts.tokenizer.files.items() if isinstance(text, str)}
     wide = assemble("wide", parts.model.config.vision, decoder, files, parts.spec, seed=0, std=0.02)
     return save_parts(wide, scratch / name.replace(":", "-")), context
 
 
-def measure(folder: Path, context: int, rounds: int, steps: int) -> dict[str, Any]:
+def measure(
+    folder: Path, context: int, rounds: int, steps: int, names: Sequence[str], longest_too: bool
+) -> dict[str, Any]:
     lengths = drawn_lengths(context)
     drawn = drawn_rounds(lengths, rounds + 1, steps)  # the first warms up
     longest = sorted(range(POOL), key=lengths.__getitem__)[-BATCH:]
     max_tokens = max(round(BATCH * statistics.mean(lengths) / 256) * 256, context)
     needed = [number for batches in drawn for batch in batches for number in batch] + longest
     plan = {"lengths": lengths, "samples": needed}
-    ways = [Process(way, folder, max_tokens, plan) for way in WAYS]
-    rows: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    ways = [Process(way, folder, max_tokens, plan) for way in names]
+    rows: dict[str, list[dict[str, float]]] = {way: [] for way in names}
     try:
         losses = {way.way: way.ask(do="loss", samples=drawn[0][0])["loss"] for way in ways}
         for number, batches in enumerate(drawn):
@@ -125,7 +138,8 @@ def measure(folder: Path, context: int, rounds: int, steps: int) -> dict[str, An
                 if number:
                     rows[way.way].append(row)
                     print(f"  {way.way:12}", {key: round(value, 2) for key, value in row.items()}, flush=True)
-        longest_rows = {way.way: way.ask(do="run", samples=longest) for way in ways}
+        longest_rows = {way.way: way.ask(do="run", samples=longest) for way in ways} if longest_too else {}
+        products_s = ways[0].ask(do="products", samples=[sample for batch in drawn[-1] for sample in batch])["s"]
     finally:
         for way in ways:
             way.close()
@@ -137,8 +151,9 @@ def measure(folder: Path, context: int, rounds: int, steps: int) -> dict[str, An
         "cut_share": round(sum(length == context for length in lengths) / POOL, 3),
         "samples_per_round": BATCH * steps,
         "losses_apart": max(losses.values()) - min(losses.values()),
-        "ways": {way: figures(rows[way], longest_rows[way]) for way in WAYS},
-        "packed_against": {way: compared(rows, longest_rows, way) for way in WAYS[1:]},
+        "ways": {way: figures(rows[way], longest_rows.get(way)) for way in names},
+        "packed_against": {way: compared(rows, longest_rows, way) for way in names[1:]},
+        "times_faster_at_most": round(rows["Trainer"][-1]["cpu_s"] / products_s, 3),
     }
 
 
@@ -146,15 +161,14 @@ def middle(values: Iterable[float]) -> float:
     return round(statistics.median(values), 3)
 
 
-def figures(rows: list[dict[str, float]], longest: dict[str, float]) -> dict[str, float]:
-    return {
+def figures(rows: list[dict[str, float]], longest: dict[str, float] | None) -> dict[str, float]:
+    at_longest = {} if longest is None else {f"{key}_longest": round(longest[key], 1) for key in PEAKS}
+    return at_longest | {
         "samples_per_s": middle(row["samples"] / row["cpu_s"] for row in rows),
         "counted_tokens_per_s": middle(row["counted_tokens"] / row["cpu_s"] for row in rows),
         "samples_per_wall_s": middle(row["samples"] / row["wall_s"] for row in rows),
         "padding_share": middle(1 - row["tokens"] / row["computed_tokens"] for row in rows),
         "peak_mib": round(rows[-1]["peak_mib"], 1),
-        "peak_mib_longest": round(longest["peak_mib"], 1),
-        "process_peak_mib_longest": round(longest["process_peak_mib"], 1),
     }
 
 
@@ -163,20 +177,23 @@ def compared(rows: dict[str, list[dict[str, float]]], longest: dict[str, dict[st
     pairs = list(zip(rows["packed"], rows[way], strict=True))
     gained = [theirs["cpu_s"] / ours["cpu_s"] for ours, theirs in pairs]
     saved = [theirs["computed_tokens"] / ours["computed_tokens"] for ours, theirs in pairs]
-    return {
+    shares = {"memory_share": rows["packed"][-1]["peak_mib"] / rows[way][-1]["peak_mib"]}
+    if longest:
+        shares["memory_share_longest"] = longest["packed"]["peak_mib"] / longest[way]["peak_mib"]
+    return {name: round(share, 3) for name, share in shares.items()} | {
         "times_faster": middle(gained),
         "times_faster_of_rounds": [round(value, 2) for value in gained],
         "times_faster_wall": middle(theirs["wall_s"] / ours["wall_s"] for ours, theirs in pairs),
         "times_fewer_tokens": middle(saved),
         "padding_gained": middle(one / other for one, other in zip(gained, saved, strict=True)),
-        "memory_share": round(rows["packed"][-1]["peak_mib"] / rows[way][-1]["peak_mib"], 3),
-        "memory_share_longest": round(longest["packed"]["peak_mib"] / longest[way]["peak_mib"], 3),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["nano", "nano:4608"])
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="packed first, Trainer among them")
+    parser.add_argument("--skip-longest", action="store_true", help="without the round over the 8 longest samples")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="batches of 8 in a round")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -186,7 +203,9 @@ def main() -> None:
         for name in options.models:
             folder, context = model_folder(name, Path(scratch))
             print(name, flush=True)
-            result[name] = measure(folder, context, options.rounds, options.steps)
+            result[name] = measure(
+                folder, context, options.rounds, options.steps, options.ways, not options.skip_longest
+            )
             print(json.dumps(result[name], indent=2), flush=True)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from cascadevl.checkpoints.load import load_parts, load_processor
 from cascadevl.core.messages import Conversation, Text, Turn
@@ -28,6 +29,7 @@ from cascadevl.training.config import OptimConfig
 from cascadevl.training.fit import FitState, fit
 from cascadevl.training.objectives.next_token import NextToken
 from cascadevl.training.step import Step
+from cascadevl.training.throughput import matmul_rate
 from cascadevl.training.trainable import choose, make_optimizer
 
 BATCH = 8
@@ -135,6 +137,12 @@ class Ours:
         )
         return spent(*started) | {"steps": state.step, "computed_tokens": computed}
 
+    def products_s(self, samples: Sequence[ModelInputs]) -> float:
+        """What the products of `run` take at the rate of a large one."""
+        with FlopCounterMode(display=False) as counter:
+            self.run(samples)
+        return counter.get_total_flops() / matmul_rate(torch.device("cpu"), torch.float32, seconds=2)
+
 
 class Peer:
     """transformers' Trainer over batches padded to their longest; samples come in the order of its sampler."""
@@ -212,7 +220,7 @@ def resident_mib(name: str) -> float:
 
 
 def main() -> None:
-    """Orders are lines of JSON: the plan first (lengths and all samples needed), then `loss` and `run` over samples."""
+    """Orders are lines of JSON: the plan first (lengths, samples), then `loss`, `run`, `products` over samples."""
     way, folder, max_tokens = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     if way == "Trainer":  # imports are not the question
@@ -231,6 +239,9 @@ def main() -> None:
         samples = [rows[number] for number in order["samples"]]
         if order["do"] == "loss":
             found = {"loss": side.loss(samples)}
+        elif order["do"] == "products":
+            assert isinstance(side, Ours)
+            found = {"s": side.products_s(samples)}
         else:
             found = side.run(samples)
             found |= {

@@ -45,11 +45,20 @@ def step_flops(config: InternVLConfig, batches: Sequence[Batch], times: tuple[in
         total += projector * flops(projector_products(config, num_tiles))
         seen = sum(length**2 for length in batch.lengths) / num_tokens**2
         supervised = int((batch.targets != IGNORE).sum())
+        asked = asked_share(config, num_tokens, supervised)
         for product in prefill_products(config.decoder, num_tokens):
-            share = product.visible * seen if product.name in ATTENTION else 1.0
-            share = float(supervised) if product.name == "head" else share
+            share = product.visible * seen * asked if product.name in ATTENTION else asked
+            share = {"head": float(supervised), "k, v": 1.0}.get(product.name, share)
             total += round(_times(product, decoder) * share * product.flops)
     return total
+
+
+def asked_share(config: InternVLConfig, num_tokens: int, supervised: int) -> float:
+    """Of what layers compute for the sake of their own tokens: the last does so for supervised ones alone."""
+    layers = config.decoder.num_layers
+    if config.decoder.experts is not None or not supervised:
+        return 1.0
+    return (layers - 1 + supervised / num_tokens) / layers
 
 
 def _times(product: Product, passes: int) -> int:

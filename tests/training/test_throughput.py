@@ -6,11 +6,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cascadevl.checkpoints.tiny import tiny_parts
+from cascadevl.data.batch import IGNORE
 from cascadevl.models.costs import flops, prefill_products
+from cascadevl.ops.attention_blocks import BLOCK
 from cascadevl.training.config import LoraConfig
 from cascadevl.training.lora import attach_lora
 from cascadevl.training.objectives.next_token import NextToken
-from cascadevl.training.throughput import matmul_rate, passes, peak_bytes, step_flops
+from cascadevl.training.throughput import asked_share, matmul_rate, passes, peak_bytes, step_flops
 from cascadevl.training.trainable import choose
 from tests.training.samples import batch_of
 
@@ -19,16 +21,17 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("train", [("vit", "mlp", "llm"), ("mlp",), ("vit", "mlp"), ("llm",)])
 def test_the_flops_of_a_step_are_those_that_torch_counts(train: tuple[str, ...]) -> None:
-    """Up to what a formula leaves out: patches need no gradient of pixels. torch counts what the mask hides too."""
+    """Up to what a formula leaves out: patches need no gradient of pixels. What is hidden in a block is counted."""
     parts = tiny_parts("qwen3", std=0.2)
     batch = batch_of(parts, "seven")
     choose(parts.model, train)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         NextToken()(parts.model, batch).total.backward()
     reckoned = step_flops(parts.model.config, [batch], passes(parts.model))
-    hidden = (
-        3 * flops([p for p in prefill_products(parts.model.config.decoder, len(batch.token_ids)) if p.visible < 1]) / 2
-    )
+    num_tokens = len(batch.token_ids)
+    masked = flops([p for p in prefill_products(parts.model.config.decoder, num_tokens) if p.visible < 1]) / 2
+    asked = asked_share(parts.model.config, num_tokens, int((batch.targets != IGNORE).sum()))
+    hidden = 3 * masked * asked * BLOCK / num_tokens
     assert reckoned + hidden == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 

@@ -29,8 +29,13 @@ class NextToken:
 
     def __call__(self, model: InternVL, batch: Batch) -> Loss:
         zero = touch(model, batch)
-        hidden_TD = model.language_model(model.embed(batch.token_ids, batch.tiles), batch.positions, batch.attend)
-        loss = self.from_hidden(model, hidden_TD, batch)
+        embed_TD = model.embed(batch.token_ids, batch.tiles)
+        supervised_T = (batch.targets != IGNORE).nonzero()[:, 0]
+        if model.config.decoder.experts is None and len(supervised_T):
+            hidden_TD = model.language_model(embed_TD, batch.positions, batch.attend, asked_T=supervised_T)
+            loss = self._from_supervised(model, hidden_TD, batch)
+        else:  # experts are balanced over all tokens, and every parameter has a gradient in every batch
+            loss = self.from_hidden(model, model.language_model(embed_TD, batch.positions, batch.attend), batch)
         return loss._replace(total=loss.total + zero)
 
     def weight(self, batch: Batch) -> float:
@@ -39,13 +44,16 @@ class NextToken:
 
     def from_hidden(self, model: InternVL, hidden_TD: Tensor, batch: Batch) -> Loss:
         """The loss of hidden states at hand; scores are made for supervised tokens only."""
+        return self._from_supervised(model, hidden_TD[batch.targets != IGNORE], batch)
+
+    def _from_supervised(self, model: InternVL, hidden_TD: Tensor, batch: Batch) -> Loss:
+        """Of the hidden states of supervised tokens."""
         supervised = batch.targets != IGNORE
         weights = token_weights(supervised, batch.lengths, EXPONENT[self.reduction])[supervised]
         own = weights.sum().clamp_min(1e-8)
         denominator = own if batch.denominator is None else batch.denominator
-        total, scored = _cross_entropy(
-            model.language_model, hidden_TD[supervised], batch.targets[supervised], weights / denominator
-        )
+        targets = batch.targets[supervised]
+        total, scored = _cross_entropy(model.language_model, hidden_TD, targets, weights / denominator)
         num_tokens = len(weights)
         right = int(scored.right_T.sum()) / max(num_tokens, 1)
         mean = (total.detach() * (denominator / own)).item()
