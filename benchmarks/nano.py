@@ -16,7 +16,10 @@ import cascadevl
 from cascadevl.core.generation import Sampling
 from cascadevl.recipes.nano import make_task
 
-FAMILIES = ("line:difficulty=easy", "line", "paragraph", "keyvalue", "charts", "shapes", "locate")
+FAMILIES = (
+    *("line:difficulty=easy", "line", "paragraph", "keyvalue", "charts", "shapes", "locate"),
+    *("several", "clips", "captions", "reports"),
+)
 HELD_OUT_SEED = 7
 
 

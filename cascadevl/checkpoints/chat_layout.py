@@ -22,32 +22,10 @@ from cascadevl.preprocessing.tokenizer_files import added_bos
 
 def _read_config(raw: dict[str, Any], folder: Path, tied: bool) -> InternVLConfig:
     try:
-        vision, llm = raw["vision_config"], raw["llm_config"]
         require(raw, {"pad2square": False}, folder)
-        require(vision, {"hidden_act": "gelu", "num_channels": 3}, folder)
-        tile_px = raw.get("force_image_size") or vision["image_size"]
-        if tile_px != vision.get("image_size", tile_px):
-            raise CheckpointError(
-                f"{folder / 'config.json'} contradicts itself: force_image_size is {tile_px}, "
-                f"vision_config.image_size is {vision['image_size']}, and the positions were learned for one of them."
-            )
-        mean, std = _pixels(folder)
+        vision, llm = read_vision(raw["vision_config"], folder, raw.get("force_image_size")), raw["llm_config"]
         return InternVLConfig(
-            vision=VisionConfig(
-                hidden_size=vision["hidden_size"],
-                mlp_size=vision["intermediate_size"],
-                num_layers=vision["num_hidden_layers"],
-                num_heads=vision["num_attention_heads"],
-                tile_px=tile_px,
-                patch_px=vision["patch_size"],
-                qkv_bias=vision["qkv_bias"],
-                qk_norm=vision["qk_normalization"],
-                norm=vision.get("norm_type", "rms_norm"),
-                norm_eps=vision.get("layer_norm_eps", 1e-6),
-                drop_path=vision.get("drop_path_rate", 0.0),
-                pixel_mean=mean,
-                pixel_std=std,
-            ),
+            vision=vision,
             decoder=read_decoder(llm, tied=tied),
             downsample_ratio=raw.get("downsample_ratio", 0.5),
             # The class default of the released code is v1: a config without the key means it.
@@ -60,6 +38,33 @@ def _read_config(raw: dict[str, Any], folder: Path, tied: bool) -> InternVLConfi
         raise CheckpointError(
             f"{folder / 'config.json'} lacks {error}: it is no complete internvl_chat config."
         ) from error
+
+
+def read_vision(vision: dict[str, Any], folder: Path, forced_px: int | None = None) -> VisionConfig:
+    """Sizes of the tower, from its part of the config or from the config of an InternViT folder."""
+    require(vision, {"hidden_act": "gelu", "num_channels": 3}, folder)
+    tile_px = forced_px or vision["image_size"]
+    if tile_px != vision.get("image_size", tile_px):
+        raise CheckpointError(
+            f"{folder / 'config.json'} contradicts itself: force_image_size is {tile_px}, "
+            f"vision_config.image_size is {vision['image_size']}, and the positions were learned for one of them."
+        )
+    mean, std = _pixels(folder)
+    return VisionConfig(
+        hidden_size=vision["hidden_size"],
+        mlp_size=vision["intermediate_size"],
+        num_layers=vision["num_hidden_layers"],
+        num_heads=vision["num_attention_heads"],
+        tile_px=tile_px,
+        patch_px=vision["patch_size"],
+        qkv_bias=vision["qkv_bias"],
+        qk_norm=vision["qk_normalization"],
+        norm=vision.get("norm_type", "rms_norm"),
+        norm_eps=vision.get("layer_norm_eps", 1e-6),
+        drop_path=vision.get("drop_path_rate", 0.0),
+        pixel_mean=mean,
+        pixel_std=std,
+    )
 
 
 def _flash(raw: dict[str, Any], folder: Path) -> FlashConfig | None:

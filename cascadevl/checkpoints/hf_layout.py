@@ -55,14 +55,18 @@ def pieces(name: str, config: InternVLConfig, stored: Collection[str]) -> list[P
     if name.startswith("mlp1."):
         prefix = name[: len("mlp1.0.")]
         return [Piece("model.multi_modal_projector." + _PROJECTOR[prefix] + name.removeprefix(prefix))]
+    return tower_pieces(name, config.vision)
+
+
+def tower_pieces(name: str, vision: VisionConfig) -> list[Piece]:
+    """Where a parameter of the tower lies."""
     if name.startswith("vision_model.embeddings."):
         return [Piece(_TOWER + "embeddings." + _EMBEDDINGS[name.removeprefix("vision_model.embeddings.")])]
     match = re.fullmatch(r"vision_model\.encoder\.layers\.(\d+)\.(.*)", name)
     assert match, f"a parameter without a place in the HF layout: {name}"
     block, rest = f"{_TOWER}encoder.layer.{match[1]}.", match[2]
     if rest.startswith("attn.qkv."):
-        kind = rest.removeprefix("attn.qkv.")
-        width = config.vision.hidden_size
+        kind, width = rest.removeprefix("attn.qkv."), vision.hidden_size
         return [Piece(f"{block}attention.{part}_proj.{kind}", at=i * width, rows=width) for i, part in enumerate("qkv")]
     prefix = next(prefix for prefix in _BLOCK if rest.startswith(prefix))
     return [Piece(block + _BLOCK[prefix] + rest.removeprefix(prefix))]
@@ -92,26 +96,9 @@ def _side(size: int | list[int]) -> int:
 
 def _read_config(raw: dict[str, Any], folder: Path, tied: bool) -> InternVLConfig:
     try:
-        vision, mean_std = raw["vision_config"], _processor(folder)
         require(raw, {"projector_hidden_act": "gelu", "vision_feature_select_strategy": "default"}, folder)
-        towers = {"hidden_act": "gelu", "use_absolute_position_embeddings": True, "use_mean_pooling": True}
-        require(vision, {**towers, "use_mask_token": False, "num_channels": 3}, folder)
         return InternVLConfig(
-            vision=VisionConfig(
-                hidden_size=vision.get("hidden_size", 1024),
-                mlp_size=vision.get("intermediate_size", 4096),
-                num_layers=vision.get("num_hidden_layers", 24),
-                num_heads=vision.get("num_attention_heads", 16),
-                tile_px=_side(vision.get("image_size", 448)),
-                patch_px=_side(vision.get("patch_size", 14)),
-                qkv_bias=vision.get("attention_bias", False),
-                qk_norm=vision.get("use_qk_norm", False),
-                norm=vision.get("norm_type", "layer_norm"),
-                norm_eps=vision.get("layer_norm_eps", 1e-6),
-                drop_path=vision.get("drop_path_rate", 0.0),
-                pixel_mean=tuple(mean_std.get("image_mean", IMAGENET_MEAN)),
-                pixel_std=tuple(mean_std.get("image_std", IMAGENET_STD)),
-            ),
+            vision=read_vision(raw["vision_config"], folder),
             decoder=read_decoder(raw["text_config"], tied=tied),
             downsample_ratio=raw.get("downsample_ratio", 0.5),
             pixel_shuffle="v2",
@@ -120,6 +107,28 @@ def _read_config(raw: dict[str, Any], folder: Path, tied: bool) -> InternVLConfi
         )
     except KeyError as error:
         raise CheckpointError(f"{folder / 'config.json'} lacks {error}: it is no complete internvl config.") from error
+
+
+def read_vision(vision: dict[str, Any], folder: Path) -> VisionConfig:
+    """Sizes of the tower, from its part of the config or from the config of a tower by itself."""
+    towers = {"hidden_act": "gelu", "use_absolute_position_embeddings": True, "use_mean_pooling": True}
+    require(vision, {**towers, "use_mask_token": False, "num_channels": 3}, folder)
+    mean_std = _processor(folder)
+    return VisionConfig(
+        hidden_size=vision.get("hidden_size", 1024),
+        mlp_size=vision.get("intermediate_size", 4096),
+        num_layers=vision.get("num_hidden_layers", 24),
+        num_heads=vision.get("num_attention_heads", 16),
+        tile_px=_side(vision.get("image_size", 448)),
+        patch_px=_side(vision.get("patch_size", 14)),
+        qkv_bias=vision.get("attention_bias", False),
+        qk_norm=vision.get("use_qk_norm", False),
+        norm=vision.get("norm_type", "layer_norm"),
+        norm_eps=vision.get("layer_norm_eps", 1e-6),
+        drop_path=vision.get("drop_path_rate", 0.0),
+        pixel_mean=tuple(mean_std.get("image_mean", IMAGENET_MEAN)),
+        pixel_std=tuple(mean_std.get("image_std", IMAGENET_STD)),
+    )
 
 
 def _processor(folder: Path) -> dict[str, Any]:

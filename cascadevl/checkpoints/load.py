@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from cascadevl.checkpoints import quantized, weights
 from cascadevl.checkpoints.language_names import OUTPUTS
 from cascadevl.checkpoints.layouts import EMBEDDED, Layout, layouts, locate, read_json, recognise
 from cascadevl.checkpoints.parts import Parts
-from cascadevl.checkpoints.pieces import file_shapes, rows_of
+from cascadevl.checkpoints.pieces import Piece, file_shapes, rows_of
 from cascadevl.checkpoints.quantized_matrix import Rounded
 from cascadevl.core.errors import CheckpointError, ConfigError
 from cascadevl.core.hardware import cpu_multiplies_bf16
@@ -138,17 +138,13 @@ def _fill(
     """Every parameter, those of few bits last; gives what is worth saying about them."""
     ours = dict(network.named_parameters())
     pieces = {name: layout.pieces(name, network.config, found) for name in ours}
-    _account(file_shapes({name: tensor.shape for name, tensor in ours.items()}, pieces), found, folder)
+    account(file_shapes({name: tensor.shape for name, tensor in ours.items()}, pieces), found, folder)
     modules, reader, few_bits = dict(network.named_modules()), weights.Reader(), []
     for name, parts in pieces.items():
         if any(isinstance(found[piece.name], Rounded) for piece in parts):
             few_bits.append(name)
             continue
-        tensor = torch.empty(ours[name].shape, dtype=dtype)
-        for piece in parts:
-            skipped, entry = piece.start * tensor.shape[-1] if tensor.ndim > 1 else piece.start, found[piece.name]
-            assert isinstance(entry, weights.Entry)
-            reader.fill(rows_of(tensor, piece.at, piece.rows), entry, piece.name, skipped)
+        tensor = read_whole(ours[name].shape, parts, found, reader, dtype)
         owner, _, attribute = name.rpartition(".")
         setattr(modules[owner], attribute, torch.nn.Parameter(tensor.to(device), requires_grad=False))
     placer = quantized.Placer(found, dtype, device)
@@ -157,7 +153,19 @@ def _fill(
     return placer.notes()
 
 
-def _account(wanted: dict[str, tuple[int, ...]], found: Found, folder: Path) -> None:
+def read_whole(
+    shape: torch.Size, pieces: Sequence[Piece], found: Found, reader: weights.Reader, dtype: torch.dtype
+) -> torch.Tensor:
+    """One parameter out of the tensors that make it up, none of them of few bits."""
+    tensor = torch.empty(shape, dtype=dtype)
+    for piece in pieces:
+        skipped, entry = piece.start * tensor.shape[-1] if tensor.ndim > 1 else piece.start, found[piece.name]
+        assert isinstance(entry, weights.Entry)
+        reader.fill(rows_of(tensor, piece.at, piece.rows), entry, piece.name, skipped)
+    return tensor
+
+
+def account(wanted: dict[str, tuple[int, ...]], found: Found, folder: Path) -> None:
     """Refuse missing, unexpected and misshapen tensors, naming the first few of each."""
     problems = []
     for title, names in (

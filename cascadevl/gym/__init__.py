@@ -6,6 +6,7 @@ from cascadevl.gym.clips import Clips
 from cascadevl.gym.documents import KeyValue
 from cascadevl.gym.letters import Letters
 from cascadevl.gym.locate import Locate
+from cascadevl.gym.reports import Reports
 from cascadevl.gym.several import Several
 from cascadevl.gym.shapes import Shapes
 from cascadevl.gym.text import Line, Paragraph
@@ -21,4 +22,5 @@ TASKS: dict[str, type] = {
     "several": Several,
     "clips": Clips,
     "captions": Captions,
+    "reports": Reports,
 }
