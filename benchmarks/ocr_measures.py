@@ -1,7 +1,11 @@
 """What `ocr_consensus.py` measures with: error rates, other ways to combine readings, how well doubt finds errors."""
 
+import re
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,26 +127,61 @@ def line_errors(lines: Sequence[str], true: str) -> list[float]:
     return found
 
 
-def svg_plot(title: str, axes: tuple[str, str], curves: dict[str, tuple[Any, Any]], colours: Sequence[str]) -> str:
-    """Lines on the unit square."""
-    size, margin = 460, 60
+def precision_curve(signal: Numbers, bad: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision as more pages are taken, the most doubtful first."""
+    marks = np.asarray(bad, dtype=float)[np.argsort(-np.asarray(signal), kind="stable")]
+    found = np.cumsum(marks)
+    return found / max(1.0, found[-1]), found / np.arange(1, len(marks) + 1)
+
+
+Curves = dict[str, tuple[Any, Any]]
+Plots = dict[tuple[str, str, str], Curves]
+"""(Title, axis, axis) -> lines on the unit square."""
+COLOURS = ("#0057d9", "#888", "#bbb", "#c2410c")
+SIZE, MARGIN = 460, 60
+
+
+def svg_plots(plots: Plots) -> str:
+    """Side by side."""
+    width, height = len(plots) * (SIZE + 2 * MARGIN), SIZE + 2 * MARGIN
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{size + 2 * margin}" height="{size + 2 * margin}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="13">',
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="{margin}" y="30" font-size="15">{title}</text>',
-        f'<text x="{margin + size / 2}" y="{size + margin + 42}" text-anchor="middle">{axes[0]}</text>',
-        f'<text transform="translate(16 {margin + size / 2}) rotate(-90)" text-anchor="middle">{axes[1]}</text>',
+    ]
+    for at, ((title, across, up), curves) in enumerate(plots.items()):
+        out += [f'<g transform="translate({at * (SIZE + 2 * MARGIN)} 0)">', *_plot(title, across, up, curves), "</g>"]
+    return "\n".join([*out, "</svg>\n"])
+
+
+def _plot(title: str, across: str, up: str, curves: Curves) -> list[str]:
+    out = [
+        f'<text x="{MARGIN}" y="30" font-size="15">{title}</text>',
+        f'<text x="{MARGIN + SIZE / 2}" y="{SIZE + MARGIN + 42}" text-anchor="middle">{across}</text>',
+        f'<text transform="translate(16 {MARGIN + SIZE / 2}) rotate(-90)" text-anchor="middle">{up}</text>',
     ]
     for tick in range(0, 11, 2):
-        x, y = margin + size * tick / 10, margin + size * (1 - tick / 10)
-        out.append(f'<path d="M{x} {margin}V{margin + size}M{margin} {y}H{margin + size}" stroke="#ddd"/>')
-        out.append(f'<text x="{x}" y="{margin + size + 18}" text-anchor="middle">{tick / 10}</text>')
-        out.append(f'<text x="{margin - 8}" y="{y + 4}" text-anchor="end">{tick / 10}</text>')
-    for at, ((name, (xs, ys)), colour) in enumerate(zip(curves.items(), colours, strict=False)):
-        points = " ".join(f"{margin + size * x:.1f},{margin + size * (1 - y):.1f}" for x, y in zip(xs, ys, strict=True))
+        x, y = MARGIN + SIZE * tick / 10, MARGIN + SIZE * (1 - tick / 10)
+        out.append(f'<path d="M{x} {MARGIN}V{MARGIN + SIZE}M{MARGIN} {y}H{MARGIN + SIZE}" stroke="#ddd"/>')
+        out.append(f'<text x="{x}" y="{MARGIN + SIZE + 18}" text-anchor="middle">{tick / 10}</text>')
+        out.append(f'<text x="{MARGIN - 8}" y="{y + 4}" text-anchor="end">{tick / 10}</text>')
+    for at, ((name, (xs, ys)), colour) in enumerate(zip(curves.items(), COLOURS, strict=False)):
+        points = " ".join(f"{MARGIN + SIZE * x:.1f},{MARGIN + SIZE * (1 - y):.1f}" for x, y in zip(xs, ys, strict=True))
         out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        y = margin + size - 20 - 20 * (len(curves) - 1 - at)
-        out.append(f'<path d="M{margin + size - 210} {y - 4}h24" stroke="{colour}" stroke-width="3"/>')
-        out.append(f'<text x="{margin + size - 180}" y="{y}">{name}</text>')
-    return "\n".join([*out, "</svg>\n"])
+        x, y = MARGIN + SIZE // 2, MARGIN + SIZE - 20 - 20 * (len(curves) - 1 - at)
+        out.append(f'<path d="M{x} {y - 4}h24" stroke="{colour}" stroke-width="3"/>')
+        out.append(f'<text x="{x + 30}" y="{y}">{name}</text>')
+    return out
+
+
+def to_png(svg: Path) -> None:
+    """Beside it, drawn by chromium where there is one."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        return
+    width, height = re.findall(r'(?:width|height)="(\d+)"', svg.read_text())[:2]
+    command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={width},{height}"]
+    subprocess.run(
+        [*command, f"--screenshot={svg.with_suffix('.png').resolve()}", svg.resolve().as_uri()],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from cascadevl.core.errors import ConfigError
+from cascadevl.scoring.expectation import expected_error
 from cascadevl.scoring.lattice import Candidate, Column, build, rapidfuzz_levenshtein
 from cascadevl.scoring.tokens import Token, apart, tokenise
 
@@ -57,6 +58,9 @@ class PageQuality:
     unconfirmed: float
     """Distance of the medoid to the reading nearest to it, 1 for a lone one. Tells bad pages better than `doubt`:
     one reader that fails on a page that two others read alike is no reason to doubt them."""
+    expected_error: float
+    """Error rate to expect of the text, by `unconfirmed` and, where it is known, the best reader's own confidence.
+    Predicts the true one better than either of them."""
     medoid: int
     """The reading that is nearest to all others, as far as it is trusted. Of two neither is: trust decides."""
     entropies: tuple[float, ...]
@@ -99,15 +103,18 @@ def _entropies(apart: list[list[float]], trust: Sequence[float]) -> list[float]:
     return [sum(t * d for t, d in zip(trust, row, strict=True)) / (total - trust[i]) for i, row in enumerate(apart)]
 
 
-def score(readings: Sequence[str], trust: Sequence[float] | None = None) -> PageQuality:
+def score(readings: Sequence[str], trust: Sequence[float] | None = None, own_doubt: float | None = None) -> PageQuality:
     """The consensus of one or more readings; their order does not matter.
 
-    `trust` (1 for all by default) multiplies the vote of a reading and decides ties.
+    `trust` (1 for all by default) multiplies the vote of a reading and decides ties. `own_doubt` (see
+    `expected_error`) changes what is expected of the page, not what stands on it.
     """
+    if own_doubt is not None and not 0 <= own_doubt <= 1:
+        raise ConfigError(f"own_doubt must lie in [0, 1], got {own_doubt}.")
     trust = _checked(readings, trust)
     # A fixed order of our own, so that sums and ties come out the same for every order of the arguments.
     order = sorted(range(len(readings)), key=lambda i: (-trust[i], readings[i]))
-    page = _score([readings[i] for i in order], [trust[i] for i in order])
+    page = _score([readings[i] for i in order], [trust[i] for i in order], own_doubt)
     if order == sorted(order):
         return page
     back = sorted(range(len(order)), key=order.__getitem__)
@@ -121,11 +128,11 @@ def score(readings: Sequence[str], trust: Sequence[float] | None = None) -> Page
 
 
 def rank(pages: Mapping[str, PageQuality]) -> list[str]:
-    """Names of pages, the least confirmed first; doubts of the page and of numbers decide between equals."""
+    """Names of pages, the worst that is to be expected first; doubts of page and numbers decide between equals."""
 
     def key(name: str) -> tuple[float, float, float, str]:
         page = pages[name]
-        return -page.unconfirmed, -page.doubt, -page.number_doubt, name
+        return -page.expected_error, -page.doubt, -page.number_doubt, name
 
     return sorted(pages, key=key)
 
@@ -156,7 +163,7 @@ def _checked(readings: Sequence[str], trust: Sequence[float] | None) -> list[flo
     return list(trust)
 
 
-def _score(readings: list[str], trust: list[float]) -> PageQuality:
+def _score(readings: list[str], trust: list[float], own_doubt: float | None) -> PageQuality:
     read, tails = map(list, zip(*map(tokenise, readings), strict=True))
     apart = _distances([_said(each) for each in read])
     found = _entropies(apart, trust)
@@ -170,13 +177,15 @@ def _score(readings: list[str], trust: list[float]) -> PageQuality:
     weights = tuple(each / sum(inverse) for each in inverse)
     columns = build(tokens, weights, medoid)
     lone = len(readings) == 1
+    unconfirmed = min((d for at, d in enumerate(apart[medoid]) if at != medoid), default=1.0)
     numbers = [1.0 if lone else column.doubt for column in columns if column.kind == "number"]
     return PageQuality(
         text="".join(column.gap + column.text for column in columns if column.text) + tails[medoid],
         doubt=found[medoid],
         number_doubt=max(numbers, default=0.0),
         raw_doubt=min(entropies(readings, trust)),
-        unconfirmed=min((d for at, d in enumerate(apart[medoid]) if at != medoid), default=1.0),
+        unconfirmed=unconfirmed,
+        expected_error=expected_error(unconfirmed, own_doubt),
         medoid=medoid,
         entropies=tuple(found),
         weights=weights,

@@ -44,6 +44,13 @@ class Reading:
     spans: tuple[Span, ...] = ()
     """Words or lines, in the order of the text."""
 
+    @property
+    def confidence(self) -> float | None:
+        """The reader's own, mean over characters; None where it tells none."""
+        told = [(span.confidence, span.end - span.start) for span in self.spans if span.confidence is not None]
+        length = sum(size for _, size in told)
+        return sum(confidence * size for confidence, size in told) / length if length else None
+
 
 class Reader(Protocol):
     """Reads an upright RGB picture. May raise anything: a failure is recorded, and the other readers go on."""

@@ -39,13 +39,14 @@ def index_html(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) ->
 def _row(row: Mapping[str, Any]) -> str:
     name = html.escape(str(row["name"]), quote=True)
     if "error" in row:
-        return f'<tr class="bad"><td>{name}</td><td colspan="6">{html.escape(row["error"])}</td></tr>'
+        return f'<tr class="bad"><td>{name}</td><td colspan="7">{html.escape(row["error"])}</td></tr>'
     failed = ", ".join(row["failed"])
     routed = f" → {row['expert']}" if row.get("expert") else ""
+    expected = row["expected_error"]
     return (
         f'<tr class="{"bad" if row["doubtful"] else "good"}"><td><a href="{name}.html">{name}</a></td>'
-        f'<td><span class="bar"><i style="width: {row["unconfirmed"]:.0%}"></i></span>{row["unconfirmed"]:.3f}</td>'
-        f"<td>{row['doubt']:.3f}</td>"
+        f'<td><span class="bar"><i style="width: {expected:.0%}"></i></span>{expected:.3f}</td>'
+        f"<td>{row['unconfirmed']:.3f}</td><td>{row['doubt']:.3f}</td>"
         f"<td>{row['number_doubt']:.3f}</td><td>{row['num_doubts']}</td>"
         f"<td>{row['num_readers']}{html.escape(routed)}</td><td>{html.escape(failed)}</td></tr>"
     )

@@ -57,6 +57,7 @@ class Transcript:
         quality = self.quality
         return {
             "text": self.text,
+            "expected_error": round(quality.expected_error, 4),
             "unconfirmed": round(quality.unconfirmed, 4),
             "doubt": round(quality.doubt, 4),
             "number_doubt": round(quality.number_doubt, 4),

@@ -18,6 +18,8 @@ class Fake:
     texts: dict[int, str | Exception]
     version: str = "1"
     boxes: bool = False
+    confidence: float = 0.9
+    """Of every word, where it tells boxes."""
     seen: list[int] = field(default_factory=list)
 
     def read(self, image: Image.Image) -> Reading:
@@ -26,7 +28,7 @@ class Fake:
         text = self.texts[level]
         if isinstance(text, Exception):
             raise text
-        return Reading(text, word_boxes(text) if self.boxes else ())
+        return Reading(text, word_boxes(text, self.confidence) if self.boxes else ())
 
 
 @dataclass
@@ -42,14 +44,14 @@ class FakeExpert:
         return Reading(self.text)
 
 
-def word_boxes(text: str) -> tuple[Span, ...]:
+def word_boxes(text: str, confidence: float = 0.9) -> tuple[Span, ...]:
     """Ten pixels a character, twenty a line."""
     spans, start = [], 0
     for row, line in enumerate(text.split("\n")):
         column = 0
         for word in line.split(" "):
             box = (column * 10, row * 20, (column + len(word)) * 10, row * 20 + 18)
-            spans.append(Span(start + column, start + column + len(word), box, 0.9))
+            spans.append(Span(start + column, start + column + len(word), box, confidence))
             column += len(word) + 1
         start += len(line) + 1
     return tuple(spans)

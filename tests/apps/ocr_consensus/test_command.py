@@ -39,12 +39,14 @@ def test_doubt_is_exit_code_3_unless_it_is_allowed(programs, tmp_path):
     assert command(tmp_path) == 3
     assert command(tmp_path, "--max-number-doubt", "0.6") == 0
     assert command(tmp_path, "--max-number-doubt", "0.6", "--max-doubt", "0.01") == 3
+    assert command(tmp_path, "--max-number-doubt", "0.6", "--max-error", "0.01") == 3
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--max-doubt", "7"], "max_doubt must lie in"),
+        (["--max-error", "7"], "max_error must lie in"),
         (["--readers", "gocr"], "nobody to disagree with"),
         (["--expert", "gocr"], "must be one model"),
     ],

@@ -11,6 +11,7 @@ import pytest
 
 from cascadevl.apps.ocr_consensus.pages import find_pages
 from cascadevl.apps.ocr_consensus.run import Desk, Limits, Run
+from cascadevl.apps.ocr_consensus.vote import CONFIDENT
 from cascadevl.core.errors import ConfigError
 from tests.apps.ocr_consensus.fakes import Fake, FakeExpert, page
 
@@ -143,8 +144,21 @@ def test_an_expert_page_is_finished_and_still_counts_for_the_budget(scans):
 def test_without_budget_and_without_doubt_nobody_asks_the_expert(scans):
     expert = FakeExpert("x")
     run(scans, readers(), expert, expert_share=0.3)
-    run(scans, readers(), expert, expert_share=1.0, max_doubt=1.0, max_number_doubt=1.0)
+    run(scans, readers(), expert, expert_share=1.0, max_error=1.0, max_doubt=1.0, max_number_doubt=1.0)
     assert expert.shown == []
+
+
+@pytest.mark.parametrize(("confidence", "is_doubtful"), [(0.9, False), (0.5, True)])
+def test_a_page_read_alike_is_doubtful_when_the_best_reader_is_unsure_and_the_expert_sees_it(
+    scans, confidence, is_doubtful
+):
+    same: dict[int, str | Exception] = {GOOD: ANN[GOOD], BAD: ANN[GOOD], NUMBER: ANN[GOOD]}
+    staff = [Fake(CONFIDENT, same, boxes=True, confidence=confidence), Fake("bob", same)]
+    report = run(scans, staff, max_error=0.03)
+    assert {(row["unconfirmed"], row["doubtful"]) for row in report["pages"]} == {(0, is_doubtful)}
+    assert run(scans, staff, max_error=0.06)["num_doubtful"] == 0
+    expert = FakeExpert(ANN[GOOD])
+    assert run(scans, staff, expert, max_error=0.03, expert_share=1.0)["num_reviewed"] == 3 * is_doubtful
 
 
 def test_an_expert_who_makes_things_up_does_not_replace_the_consensus(scans):

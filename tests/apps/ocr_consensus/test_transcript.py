@@ -87,6 +87,7 @@ def test_the_page_needs_nothing_beside_it_and_its_text_cannot_break_out(transcri
 def test_the_index_links_pages_and_tells_errors():
     row = {
         "name": "p1",
+        "expected_error": 0.2,
         "unconfirmed": 0.5,
         "doubt": 0.5,
         "number_doubt": 0,
