@@ -31,7 +31,14 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 PROMPT, SAID, LONG, WINDOW = 512, 128, 4096, 512
 TOKENS = 50_000
-OURS = ("ours fp32", "ours int8-g64", "ours int4-g32-zeros", "ours int4-g32-zeros kv8", "ours int4-g32-zeros head4 kv8")
+OURS = (
+    "ours fp32",
+    "ours int8-g64",
+    "ours int8-g64 kv8",
+    "ours int4-g32-zeros",
+    "ours int4-g32-zeros kv8",
+    "ours int4-g32-zeros head4 kv8",
+)
 PEERS = ("llama.cpp Q4_0", "llama.cpp Q8_0", "onnxruntime-genai int4", "ctranslate2 int8", "transformers fp32")
 BUSY = ("ours int4-g32-zeros", "ours int4-g32-zeros head4 kv8", "llama.cpp Q4_0")
 LONG_PAIR = ("ours int4-g32-zeros", "ours int4-g32-zeros kv8")
