@@ -32,6 +32,8 @@ class Ocr:
     "auto" takes what is installed."""
     language: str = "eng"
     """Of tesseract; several joined by +."""
+    max_error: float = 0.04
+    """Pages with a larger expected error rate are doubtful."""
     max_doubt: float = 0.1
     """Pages whose two nearest readings differ by more are doubtful."""
     max_number_doubt: float = 0.15
@@ -85,7 +87,12 @@ def ocr(order: Ocr) -> int:
     from cascadevl.apps.ocr_consensus.pages import find_pages
     from cascadevl.apps.ocr_consensus.run import Limits, Run
 
-    limits = Limits(max_doubt=order.max_doubt, max_number_doubt=order.max_number_doubt, expert_share=order.expert_share)
+    limits = Limits(
+        max_error=order.max_error,
+        max_doubt=order.max_doubt,
+        max_number_doubt=order.max_number_doubt,
+        expert_share=order.expert_share,
+    )
     choice = Choice(
         readers=tuple(filter(None, order.readers.split(","))),
         expert=order.expert,
