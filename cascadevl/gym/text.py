@@ -19,6 +19,9 @@ LINE = Phrasings(
         "Read the text.", "What does it say?", "What is written here?", "What text is shown?",
         "Transcribe the text.", "Read this.", "What does the image say?", "What is the text?",
         "Please read the text in the image.", "Write down the text you see.",
+        "Which words are in the picture?", "What words do you see?", "Which text does the image show?",
+        "Which words stand here?", "Say what is written.", "Tell me what it says.", "Tell me the text.",
+        "Copy the text.", "Copy what you see exactly.", "Show me the text as words.",
     ),
     held_out=("Which words does the picture show?", "Tell me what is written.", "Copy the text exactly."),
 )  # fmt: skip
@@ -27,6 +30,8 @@ PARAGRAPH = Phrasings(
         "Read the text.", "Read all lines.", "Transcribe the page.", "What is written here?",
         "What does it say?", "Read the paragraph.", "Transcribe all the text.", "What text is shown?",
         "Please read the text in the image.", "Write down every line.",
+        "Tell me all the text.", "Tell me what is written on the lines.", "Copy the text.", "Copy all the lines.",
+        "Give me the text.", "Give me all lines of the text.",
     ),
     held_out=("Tell me everything that is written.", "Copy the text line by line.", "Give me the full text."),
 )  # fmt: skip

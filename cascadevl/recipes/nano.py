@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from cascadevl.data.batch import Batch, collate
 from cascadevl.data.packing import pack
 from cascadevl.gym import TASKS
 from cascadevl.gym.glyph_targets import glyph_targets
-from cascadevl.gym.pointers import answer_tokens, covered
+from cascadevl.gym.pointers import answer_tokens, box_edges, covered
 from cascadevl.models.config import DecoderConfig, VisionConfig
 from cascadevl.ops.rope import Rope
 from cascadevl.preprocessing.processor import ModelInputs, Processor
@@ -229,25 +230,44 @@ class GymBatches:
 
     def _pointers(self, inputs: ModelInputs, sample: Sample) -> torch.Tensor:
         """(2, pairs) of token and visual token, for answers that stand in one picture and just once."""
+        spec, tokenizer = self.processor.spec, self.processor.tokenizer
         said = inputs.trained.nonzero().flatten().tolist()
         exchanges = (Exchange(sample.question, sample.answer, sample.about), *sample.more)
-        answers = [exchange.answer for exchange in exchanges]
-        if len(said) != sum(len(answer.encode()) + 1 for answer in answers):  # with each answer's end
+        answers = [_PIECES.findall(exchange.answer) for exchange in exchanges]
+        if len(said) != sum(sum(map(_num_tokens, answer)) + 1 for answer in answers):  # with each answer's end
             return torch.empty(2, 0, dtype=torch.int64)
-        places = (
-            (inputs.token_ids == self.processor.tokenizer.id(self.processor.spec.image_context)).nonzero().flatten()
-        )
-        side = math.isqrt(self.processor.spec.visual_tokens_per_tile)
+        places = (inputs.token_ids == tokenizer.id(spec.image_context)).nonzero().flatten()
+        side = math.isqrt(spec.visual_tokens_per_tile)
         pairs, tokens = [], iter(said)
-        for _, answer, about in exchanges:
-            seen = [at for place in about for at in covered(place, inputs.sizes[0], inputs.grids[0], side)]
-            found = answer_tokens(answer, sample.shown, inputs.sizes, inputs.grids, side, self.processor.spec.thumbnail)
-            for char, shown in zip(answer, found, strict=True):
-                for _ in char.encode():
+        for exchange, pieces in zip(exchanges, answers, strict=True):
+            looks = self._looks(exchange, pieces, inputs, sample, side)
+            for piece, look in zip(pieces, looks, strict=True):
+                for _ in range(_num_tokens(piece)):
                     token = next(tokens) - 1  # the one that says it
-                    pairs += [(token, int(places[at])) for at in shown or seen]
+                    pairs += [(token, int(places[at])) for at in look]
             next(tokens)
         return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
+
+    def _looks(
+        self, exchange: Exchange, pieces: list[str], inputs: ModelInputs, sample: Sample, side: int
+    ) -> list[list[int]]:
+        """Visual tokens to look at for each piece of an answer: its character, an edge of its box, or what is asked."""
+        thumbnail, size, grid = self.processor.spec.thumbnail, inputs.sizes[0], inputs.grids[0]
+        seen = [at for place in exchange.about for at in covered(place, size, grid, side)]
+        if exchange.about and pieces[0] == "<box>":
+            edges = box_edges(exchange.about[0], size, grid, side, thumbnail)
+            passed = itertools.accumulate(piece == "," for piece in pieces)
+            return [edges[at] if piece.isdigit() else seen for piece, at in zip(pieces, passed, strict=True)]
+        found = answer_tokens(exchange.answer, sample.shown, inputs.sizes, inputs.grids, side, thumbnail)
+        return [shown or seen for shown in found]
+
+
+_PIECES = re.compile("</?box>|.", re.DOTALL)
+"""What an answer is said in: characters, of one or more bytes, and the tags of boxes, which are tokens."""
+
+
+def _num_tokens(piece: str) -> int:
+    return 1 if len(piece) > 1 else len(piece.encode())
 
 
 def train(

@@ -3,7 +3,7 @@
 from PIL import Image
 
 from cascadevl.core.task import Glyph, Shown
-from cascadevl.gym.pointers import answer_glyphs, answer_tokens, covered, visual_tokens
+from cascadevl.gym.pointers import answer_glyphs, answer_tokens, box_edges, covered, visual_tokens
 
 
 def glyphs(text: str) -> list[Glyph]:
@@ -65,3 +65,12 @@ def test_a_place_is_covered_by_the_tokens_whose_middle_it_holds() -> None:
 
 def test_a_place_smaller_than_a_token_is_covered_by_the_one_around_it() -> None:
     assert covered(Glyph("", 1, 1, 3, 3), (80, 40), (2, 1), 4) == [0]
+
+
+def test_each_number_of_a_box_is_seen_along_its_edge() -> None:
+    # two tiles of 4 x 4 tokens of 10 px side by side, then the thumbnail, whose tokens are 20 px wide
+    place = Glyph("", 12, 6, 52, 38)
+    in_tiles = [[5, 9, 13], [1, 2, 3, 16], [21, 25, 29], [13, 14, 15, 28]]
+    in_thumbnail = [[36, 40, 44], [33, 34], [38, 42, 46], [45, 46]]
+    assert box_edges(place, (80, 40), (2, 1), 4, False) == in_tiles
+    assert box_edges(place, (80, 40), (2, 1), 4, True) == [a + b for a, b in zip(in_tiles, in_thumbnail, strict=True)]
