@@ -266,6 +266,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if set(arguments.parts) - set(PARTS):
         parser.error(f"parts are {', '.join(PARTS)}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
     bench, path = Bench(arguments), arguments.out / "serving.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for part in arguments.parts or ["engine", "peers", "sweep"]:

@@ -20,6 +20,8 @@ class Fake:
     pause_s: float = 0.0
     """Before each token."""
     api_key: str | None = None
+    loading: int = 0
+    """How many questions for its models find it loading still."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
     most_running: int = 0
@@ -34,6 +36,9 @@ class Fake:
             body = await reader.readexactly(int(headers["content-length"]))
             if self.api_key and headers.get("authorization") != f"bearer {self.api_key}":
                 self._whole(writer, 401, {"error": {"message": "no key"}})
+            elif head.startswith("GET /v1/models ") and self.loading:
+                self.loading -= 1
+                self._whole(writer, 503, {"error": {"message": "Loading model"}})
             elif head.startswith("GET /v1/models "):
                 self._whole(writer, 200, {"data": [{"id": "fake"}]})
             elif head.startswith("POST /v1/chat/completions "):

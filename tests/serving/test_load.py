@@ -299,6 +299,14 @@ def test_failures_are_counted_by_reason(failing, problem):
     assert found["problems"] == {problem: 2} and found["failed"] == 2 and found["output_tokens"] == 8
 
 
+def test_a_server_that_loads_its_model_is_waited_for(monkeypatch):
+    with fake_running(Fake(loading=1)) as fake:
+        assert asyncio.run(connect(Target.of(fake.url), None, {}, 5.0, Traffic())).model == "fake"
+    monkeypatch.setattr("cascadevl.serving.load.client.LOADING_S", 0.0)
+    with fake_running(Fake(loading=9)) as fake, pytest.raises(ConfigError, match="not ready .* Loading model"):
+        asyncio.run(connect(Target.of(fake.url), None, {}, 5.0, Traffic()))
+
+
 def test_a_server_that_refuses_or_is_not_there_is_an_error():
     async def ask(url, key=None):
         await connect(Target.of(url, key), None, {}, 5.0, Traffic())

@@ -21,6 +21,9 @@ CHAT, DONE = "/v1/chat/completions", "[DONE]"
 SPOKEN = ("content", "reasoning_content", "reasoning", "tool_calls")
 """What a delta may hold of an answer."""
 
+LOADING_S = 120.0
+"""How long a server may say 503, as some do while they load a model."""
+
 DIALECTS: tuple[dict[str, Any], ...] = (
     {"stream_options": {"include_usage": True}, "ignore_eos": True},
     {"stream_options": {"include_usage": True}},
@@ -130,15 +133,22 @@ async def connect(
 
 async def _first_model(target: Target) -> str:
     where = f"{target.host}:{target.port}"
+    end_s = time.monotonic() + LOADING_S
     try:
-        async with asyncio.timeout(30), exchange(target, "GET", "/v1/models") as response:
-            status, body = response.status, await response.whole()
+        while True:
+            async with asyncio.timeout(30), exchange(target, "GET", "/v1/models") as response:
+                status, body = response.status, await response.whole()
+            if status != 503 or time.monotonic() > end_s:
+                break
+            await asyncio.sleep(0.5)
     except ssl.SSLError as error:
         raise ConfigError(f"No secure connection to {where}: {error.reason}.") from None
     except (OSError, TimeoutError):
         raise ConfigError(f"Nobody answers at {where}. Start the server first: cascadevl serve") from None
     except Broken as error:
         raise ConfigError(f"{where} is no HTTP server: {error}.") from None
+    if status == 503:
+        raise ConfigError(f"{where} was not ready within {LOADING_S:.0f} s (HTTP 503: {_message(body)}).")
     if status in (401, 403):
         raise ConfigError(f"{where} wants another API key (HTTP {status}: {_message(body)}).")
     try:
