@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cascadevl.core.boxes import Box, format_boxes
+from cascadevl.core.errors import ConfigError
+from cascadevl.core.shapes import Grid
 from cascadevl.core.task import Glyph, Sample
 from cascadevl.gym import assets, scene
 from cascadevl.gym.family import Asked, Drawn, Family, Phrasings
@@ -28,14 +30,21 @@ LOCATE = Phrasings(
 class Locate(Family):
     """Where a shape or a printed word is, as a box in the official form."""
 
+    max_tiles: int = 6
+    """Of the picture without its thumbnail; a picture of one tile has none and is the easiest."""
+
     name: ClassVar[str] = "locate"
     phrasings: ClassVar[Mapping[str, Phrasings]] = {"locate": LOCATE}
+
+    def __post_init__(self) -> None:
+        if self.max_tiles < 1:
+            raise ConfigError(f"max_tiles is {self.max_tiles}: a picture has at least 1 tile.")
 
     def drawn(self, rng: random.Random) -> Drawn:
         return self._shape(rng) if rng.random() < 0.5 else self._word(rng)
 
     def _shape(self, rng: random.Random) -> Drawn:
-        page = scene.blank_page(rng)
+        page = scene.blank_page(rng, self._grid(rng))
         things = scene.scatter(rng, page, scene.mixed(rng, self.split, rng.randint(1, 5)))
         boxes = [scene.paint(rng, page, thing) for thing in things]
         called = [thing.called(rng, [other for other in things if other is not thing]) for thing in things]
@@ -47,7 +56,7 @@ class Locate(Family):
 
     def _word(self, rng: random.Random) -> Drawn:
         face = rng.choice(assets.faces(self.split))
-        page = Page.blank(rng, rng.choice(scene.GRIDS), palette(rng), plain=rng.random() < 0.7)
+        page = Page.blank(rng, self._grid(rng), palette(rng), plain=rng.random() < 0.7)
         height = rng.triangular(14, 32, 18)
         style = rng.choice((str.upper, str.lower, str.capitalize))
         found: dict[str, Box] = {}
@@ -66,6 +75,9 @@ class Locate(Family):
         facts = {"font": face, "box": found[word], "words": tuple(found)}
         more = list(asked.values())
         return Drawn(image=page.worn(rng), asked=first, more=more, glyphs=page.glyphs, facts=facts)
+
+    def _grid(self, rng: random.Random) -> Grid:
+        return rng.choice([grid for grid in scene.GRIDS if grid[0] * grid[1] <= self.max_tiles])
 
     def score(self, sample: Sample, answer: str) -> float:
         """1.0 where the first box covers the thing with an intersection over union of at least 0.5."""

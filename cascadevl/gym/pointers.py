@@ -86,20 +86,16 @@ def covered(place: Glyph, size_px: tuple[int, int], grid: Grid, side: int) -> li
 
 
 def box_edges(place: Glyph, size_px: tuple[int, int], grid: Grid, side: int, thumbnail: bool) -> list[list[int]]:
-    """Visual tokens along the left, upper, right and lower edge of a place, in the tiles and in the thumbnail.
+    """Visual tokens along the left, upper, right and lower edge of a place: in the thumbnail where there is one.
 
-    In the thumbnail a token's place is a share of the picture, as the numbers of a box are, whatever the grid.
+    There, as in a picture of one tile, a token's place is a share of the picture, as the numbers of a box are.
     """
     _, left, top, right, bottom = place
     upper, lower = (left, top, right, top), (left, bottom, right, bottom)
     sides = ((left, top, left, bottom), upper, (right, top, right, bottom), lower)
-    lines = [Glyph("", *line) for line in sides]
-    edges = [covered(line, size_px, grid, side) for line in lines]
     tiles = grid[0] * grid[1]
-    if num_tiles(grid, thumbnail) > tiles:
-        for edge, line in zip(edges, lines, strict=True):
-            edge += [tiles * side * side + at for at in covered(line, size_px, (1, 1), side)]
-    return edges
+    start, shown = (tiles * side * side, (1, 1)) if num_tiles(grid, thumbnail) > tiles else (0, grid)
+    return [[start + at for at in covered(Glyph("", *line), size_px, shown, side)] for line in sides]
 
 
 def _token(row: int, column: int, columns: int, side: int) -> int:

@@ -73,4 +73,4 @@ def test_each_number_of_a_box_is_seen_along_its_edge() -> None:
     in_tiles = [[5, 9, 13], [1, 2, 3, 16], [21, 25, 29], [13, 14, 15, 28]]
     in_thumbnail = [[36, 40, 44], [33, 34], [38, 42, 46], [45, 46]]
     assert box_edges(place, (80, 40), (2, 1), 4, False) == in_tiles
-    assert box_edges(place, (80, 40), (2, 1), 4, True) == [a + b for a, b in zip(in_tiles, in_thumbnail, strict=True)]
+    assert box_edges(place, (80, 40), (2, 1), 4, True) == in_thumbnail
