@@ -6,7 +6,8 @@ python benchmarks/engine.py [throughput] [overhead] [invariant] [--model nano] [
 throughput  text alone, beside what the steps' products take by the library's calls, and their bound (engine/bounds.py);
             distinct pictures beside the bound that vision and prefill at measured rates leave; repeated pictures. fp32,
             greedy, every answer of the same length, interleaved, medians
-overhead    a step of decoding, in CPU time: the decoder, the output matrix, and everything else that the engine does
+overhead    a step of decoding, in CPU time: the decoder, the output matrix, and everything else that the engine does,
+            of which by themselves: who is computed next (the scheduler), and choosing tokens (and making text of them)
 invariant   what the batch-invariant mode costs, in CPU time of a step and of reading prompts
 
 One thread. With --gguf the last two also ask that language model, made int4-g32-zeros with its output matrix in int8.
@@ -173,6 +174,19 @@ class Timed:
         return result
 
 
+class Watched:
+    """Something whose methods are timed."""
+
+    def __init__(self, thing: Any) -> None:
+        self._thing, self.calls = thing, dict[str, Timed]()
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._thing, name)
+        if callable(value):
+            value = self.__dict__[name] = self.calls[name] = Timed(value)
+        return value
+
+
 class Decoding:
     """An engine in which so many requests answer."""
 
@@ -199,6 +213,19 @@ class Decoding:
         found = {"step": step_s, "decoder": self.decoder.cpu_s, "head": self.head.cpu_s, "rest": step_s - model_s}
         return {name: 1000 * value for name, value in found.items()}
 
+    def watch(self) -> Callable[[], dict[str, float]]:
+        """From now on, CPU milliseconds of scheduler and choice in the steps since the last call."""
+        self.engine.scheduler = scheduler = Watched(self.engine.scheduler)  # type: ignore[assignment]
+        self.engine._say = say = Timed(self.engine._say)  # type: ignore[method-assign]
+
+        def read() -> dict[str, float]:
+            found = {"scheduler": sum(call.cpu_s for call in scheduler.calls.values()), "choice": say.cpu_s}
+            for call in (*scheduler.calls.values(), say):
+                call.cpu_s = 0.0
+            return {name: 1000 * value for name, value in found.items()}
+
+        return read
+
 
 def words(parts: Parts, num: int, seed: int) -> ModelInputs:
     """A prompt of tokens at random."""
@@ -218,6 +245,9 @@ def overhead(parts: Parts) -> dict[str, Any]:
     for batch in BATCHES:
         decoding = Decoding(parts, batch, 64)
         row = medians([decoding.step() for _ in range(STEPS)])
+        read = decoding.watch()  # which costs something itself
+        row |= medians([decoding.step() and read() for _ in range(STEPS // 2)])
+        row["scheduler and choice of step"] = (row["scheduler"] + row["choice"]) / row["step"]
         row["rest of step"] = row["rest"] / row["step"]
         results[f"batch {batch}"] = row = {name: round(value, 4) for name, value in row.items()}
         print(f"overhead, batch {batch:2}, ms of CPU time  {row}", flush=True)

@@ -54,7 +54,7 @@ class Guide:
     @property
     def finished(self) -> bool:
         """The text is complete, and nothing may follow."""
-        return self._matcher.is_stopped()
+        return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def mask(self, logits_V: Tensor) -> None:
         """Set the logits of tokens that may not come next to -inf, in place.
@@ -66,9 +66,8 @@ class Guide:
         logits_V[: len(allowed_V)].masked_fill_(~allowed_V[: len(logits_V)].to(logits_V.device), float("-inf"))
 
     def push(self, token_id: int) -> None:
-        """A token was chosen among those that `mask` left."""
+        """A token was chosen among those that `mask` left. Where limits end behind it, the next `mask` says so."""
         self._matcher.consume_token(token_id)
-        self._check(f"does not allow the token {token_id}")
 
     def _allowed(self, unless: str) -> Tensor:
         """(V,): the tokens that may come next."""
@@ -81,6 +80,7 @@ class Guide:
     def _check(self, what: str) -> None:
         if self._matcher.is_error():
             reason = " ".join(self._matcher.get_error().split())
+            reason = reason.partition(" 1 | start")[0]  # what follows is our grammar, not the user's
             raise ConfigError(f"The constraint ({self._name}) {what}: {reason:.300}")
 
 

@@ -6,67 +6,35 @@ by itself, by `abort`, or with an error that is its own. `engine/simple.py` is t
 """
 
 import dataclasses
-import hashlib
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cascadevl.checkpoints.parts import Parts
-from cascadevl.core.errors import CascadeError, ConfigError, InternalError, MessageError
-from cascadevl.core.generation import Generation, Sampling, TokenLogprob, Usage
+from cascadevl.core.errors import ConfigError, InternalError, MessageError
+from cascadevl.core.generation import FinishReason, Generation, Sampling, TokenLogprob
 from cascadevl.core.messages import Conversation
 from cascadevl.engine.config import EngineConfig
 from cascadevl.engine.kv_cache import PagedCache, kept_as
 from cascadevl.engine.pages import PagePool
 from cascadevl.engine.request import Request, State
-from cascadevl.engine.runner import Piece, Runner
+from cascadevl.engine.runner import Runner
 from cascadevl.engine.sampler import Sampler
 from cascadevl.engine.scheduler import Chunk, Scheduler
 from cascadevl.engine.simple import Answer, banned_ids
+from cascadevl.engine.ticket import Ticket, check_asked, in_order, page_start
 from cascadevl.engine.vision import TileCache, encode, tile_keys
 from cascadevl.models.linear import adapted, adapter_names, using
+from cascadevl.ops.native.choose import likeliest
 from cascadevl.preprocessing.processor import ModelInputs
 
 Messages = Conversation | Sequence[Mapping[str, Any]] | str
 
 NO_NUMBERS = "The model gave logits that are no numbers (NaN or infinity)."
-
-
-@dataclass(eq=False, slots=True)
-class Ticket:
-    """What `submit` gives back. `generation` is None until the request has ended."""
-
-    request: Request
-    inputs: ModelInputs
-    sampling: Sampling
-    prompt_ids: Tensor
-    """(T,): those of `inputs`, or fewer where a Flash model compressed tiles."""
-    room: int
-    """Tokens that the answer may have at most."""
-    adapters: tuple[str, ...]
-    started_s: float
-    preprocess_s: float
-    generation: Generation | None = None
-    pieces: deque[str] = field(default_factory=deque)
-    """Text that nobody has fetched yet."""
-    visual_TD: Tensor | None = None
-    visual_before_T: Tensor | None = None
-    """(T + 1,): visual tokens before each place."""
-    sampler: Sampler | None = None
-    answer: Answer | None = None
-    scored: list[TokenLogprob] | None = None
-    """Log-probabilities of the tokens that the assistant says, where only these are wanted."""
-    first_token_s: float | None = None
-
-    @property
-    def done(self) -> bool:
-        return self.generation is not None
 
 
 class Engine:
@@ -75,7 +43,10 @@ class Engine:
     def __init__(self, parts: Any, config: EngineConfig | None = None) -> None:
         """`parts`: a Bundle or the Parts of one."""
         self.parts: Parts = getattr(parts, "parts", parts)
-        self.config = config = config or EngineConfig()
+        self.config = config = EngineConfig() if config is None else config
+        if not isinstance(self.parts, Parts) or not isinstance(config, EngineConfig):
+            got = f"{type(parts).__name__} and {type(config).__name__}"
+            raise ConfigError(f"Engine(bundle, EngineConfig(…)) takes a loaded model and its settings, got {got}.")
         model = self.model = self.parts.model
         decoder = model.config.decoder
         kv_format = kept_as(config.kv_format if config.kv_format != "auto" else self.parts.kv_cache, model.dtype)
@@ -94,8 +65,8 @@ class Engine:
         self.tiles = TileCache(config.vision_bytes)
         self._tickets: dict[Request, Ticket] = {}
         self._capacity = min(decoder.rope.longest, num_pages * config.page_size)
-        self._banned = banned_ids(self.parts)
-        self._banned_V = np.array([i for i in self._banned if i < decoder.vocab_size], dtype=np.int64)
+        self._banned = tuple(i for i in banned_ids(self.parts) if i < decoder.vocab_size)
+        self._banned_ids = torch.tensor(self._banned, dtype=torch.int64)
         self._counts: Counter[str] = Counter()
         self.news: list[Ticket] = []
         """Those that the last step gave a token or an end, and who was aborted since: whoever serves many need not look
@@ -134,9 +105,8 @@ class Engine:
         adapters: Sequence[str] | None = None,
     ) -> list[Ticket]:
         """`num` answers to one prompt, which is read once; answer i of a seeded request has the seed plus i."""
-        if num < 1:
-            raise ConfigError(f"At least one answer must be asked for, got {num}.")
-        sampling, started = sampling or Sampling(), time.perf_counter()
+        sampling, started = Sampling() if sampling is None else sampling, time.perf_counter()
+        check_asked(sampling, num, priority, adapters)
         inputs = self._inputs(messages, max_tiles)
         preprocess_s = time.perf_counter() - started
         tickets: list[Ticket] = []
@@ -176,30 +146,7 @@ class Engine:
         return self._all([lambda c=c: self.submit_score(c, max_tiles=max_tiles) for c in conversations])
 
     def _all(self, submissions: Sequence[Callable[[], Ticket]]) -> list[Generation]:
-        """Never more prepared than will soon be computed: pictures take memory."""
-        done: dict[int, Generation] = {}
-        flying: dict[int, Ticket] = {}
-
-        def land(most: int) -> None:
-            while len(flying) > most:
-                self.step()
-                for number, ticket in list(flying.items()):
-                    if ticket.generation is not None:
-                        done[number] = ticket.generation
-                        del flying[number]
-
-        try:
-            for number, submit in enumerate(submissions):
-                land(2 * self.config.max_running - 1)
-                try:
-                    flying[number] = submit()
-                except CascadeError as error:
-                    done[number] = Generation(text="", finish_reason="error", error=error)
-            land(0)
-        finally:  # whoever interrupts leaves nothing behind
-            for ticket in flying.values():
-                self.abort(ticket)
-        return [done[number] for number in range(len(submissions))]
+        return in_order(submissions, 2 * self.config.max_running, self.step, self.abort)
 
     def stream(self, ticket: Ticket) -> Iterator[str]:
         """Pieces of one answer as they become certain; the others go on meanwhile."""
@@ -215,7 +162,9 @@ class Engine:
     def abort(self, ticket: Ticket) -> None:
         """End a request, wherever it stands; what it has said so far is its Generation."""
         if not ticket.done:
-            self._end(ticket, reason="abort")
+            if ticket.request not in self._tickets:
+                raise ConfigError("Only the engine that gave out a ticket can abort it.")
+            self._end(ticket, "abort")
 
     @property
     def busy(self) -> bool:
@@ -264,7 +213,7 @@ class Engine:
             if self._tickets:
                 raise InternalError("Requests wait and none can go on.")
             return False
-        pieces = [self._piece(chunk) for chunk in chunks]
+        pieces = [self._tickets[chunk.request].piece(chunk) for chunk in chunks]
         meanwhile()
         hidden_TD = self.runner(pieces)
         ready: dict[int, Ticket] = {}
@@ -324,54 +273,27 @@ class Engine:
             self._ready(ticket, ticket.inputs.token_ids, torch.cat([next(tokens) for _ in keys]), keys)
 
     def _ready(self, ticket: Ticket, prompt_ids: Tensor, visual_TD: Tensor | None, keys: list[bytes]) -> None:
-        """Tokens and visual tokens are final. `keys` names stretches of equal length of the latter, and by them
-        the pages of the request."""
-        request = ticket.request
-        ticket.prompt_ids, ticket.visual_TD = prompt_ids, visual_TD
+        """Tokens and visual tokens are final; `keys`: see `Ticket.place`."""
+        ticket.place(prompt_ids, visual_TD, keys, self.model.config.image_token_id)
         ticket.room = self._capacity - len(prompt_ids)
-        places_T = prompt_ids == self.model.config.image_token_id
-        ticket.visual_before_T = torch.nn.functional.pad(places_T.cumsum(0), (1, 0))
-        request.prompt_keys = prompt_ids.numpy().astype(np.int64)
-        if visual_TD is not None:
-            request.prompt_keys[places_T.numpy()] = _visual_keys(keys, len(visual_TD) // len(keys))
         if ticket.sampler is None and ticket.answer is not None:
             vocab = self.model.config.decoder.vocab_size
             ticket.sampler = Sampler(ticket.sampling, prompt_ids, self._banned, vocab, self.parts.stop_ids)
-        request.ready = True
-
-    def _piece(self, chunk: Chunk) -> Piece:
-        request, start, num = chunk
-        ticket, end = self._tickets[request], start + num
-        if request.decodes:
-            return Piece(request.said[-1:], None, start, request.num_prompt, request.pages, ticket.adapters)
-        token_ids = ticket.prompt_ids[start:end].tolist() if start < request.num_prompt else []
-        if end > request.num_prompt:
-            token_ids += request.said[max(0, start - request.num_prompt) : end - request.num_prompt]
-        visual_TD = None
-        if ticket.visual_TD is not None and start < request.num_prompt:
-            assert ticket.visual_before_T is not None
-            before, after = (int(ticket.visual_before_T[min(at, request.num_prompt)]) for at in (start, end))
-            visual_TD = ticket.visual_TD[before:after] if after > before else None
-        return Piece(token_ids, visual_TD, start, request.num_prompt, request.pages, ticket.adapters)
 
     def _say(self, tickets: list[Ticket], logits_TV: Tensor) -> None:
         """Choose a token for each; one whose logits are no numbers fails alone."""
         logits_TV = logits_TV.cpu()
-        scores_TV = logits_TV.numpy()  # the same memory, at a fraction of the calls' cost
-        scores_TV[:, self._banned_V] = -np.inf
-        chosen_T = scores_TV.argmax(1)  # of NaN, if there is one
-        finite_T = np.isfinite(scores_TV[np.arange(len(tickets)), chosen_T])
-        for row, (ticket, token_id, good) in enumerate(zip(tickets, chosen_T.tolist(), finite_T.tolist(), strict=True)):
+        for row, (ticket, token_id) in enumerate(zip(tickets, likeliest(logits_TV, self._banned_ids), strict=True)):
             answer = ticket.answer
             assert ticket.sampler is not None and answer is not None
-            if not good:
-                self._fail(ticket, InternalError(NO_NUMBERS))
+            if token_id < 0:
+                self._end(ticket, "error", InternalError(NO_NUMBERS))
                 continue
             if answer.guide is not None or not ticket.sampler.plainly_greedy:
                 try:
                     token_id = self._choose(ticket.sampler, answer, logits_TV[row])
                 except ConfigError as error:
-                    self._fail(ticket, error)
+                    self._end(ticket, "error", error)
                     continue
             if ticket.first_token_s is None:
                 ticket.first_token_s = time.perf_counter()
@@ -380,7 +302,7 @@ class Engine:
             if piece:
                 ticket.pieces.append(piece)
             if answer.finish_reason is not None:
-                self._end(ticket, reason=answer.finish_reason)
+                self._end(ticket, answer.finish_reason)
             else:
                 self.news.append(ticket)
 
@@ -404,10 +326,10 @@ class Engine:
             next_ids = ticket.prompt_ids[chunk.start + part + 1]
             chosen = logprobs_TV.gather(1, next_ids[:, None]).flatten()
             if not chosen.isfinite().all():
-                return self._fail(ticket, InternalError(NO_NUMBERS))
+                return self._end(ticket, "error", InternalError(NO_NUMBERS))
             ticket.scored += map(TokenLogprob, next_ids.tolist(), chosen.tolist())
         if chunk.start + chunk.num == chunk.request.num_tokens:
-            self._end(ticket, reason="stop")
+            self._end(ticket, "stop")
 
     # Beginning and end of a request
 
@@ -442,7 +364,7 @@ class Engine:
             max_new_tokens=sampling.max_new_tokens,
             priority=priority,
             client=client,
-            start=self._start(num_prompt) + "".join(f"\0{name}" for name in wanted).encode(),
+            start=page_start(rope, num_prompt, wanted),
             max_cached=None if self.config.prefix_cache else 0,
         )
         return Ticket(
@@ -461,25 +383,13 @@ class Engine:
             raise ConfigError(f"The model has no adapter {min(unknown)!r}; attached: {known}.")
         return tuple(dict.fromkeys(wanted))
 
-    def _start(self, num_prompt: int) -> bytes:
-        """Keys that are turned by the length of their prompt fit prompts of that length alone."""
-        rope = self.model.config.decoder.rope
-        if rope.kind == "dynamic" and num_prompt > rope.max_position:
-            return f"length {num_prompt}".encode()
-        if rope.kind == "longrope" and num_prompt > rope.trained_position:
-            return b"long"
-        return b""
-
     def _enqueue(self, ticket: Ticket) -> None:
         self._tickets[ticket.request] = ticket
         self.scheduler.add(ticket.request)
         self._counts["requests"] += 1
 
-    def _fail(self, ticket: Ticket, error: Exception) -> None:
-        self._end(ticket, reason="error", error=error)
-
-    def _end(self, ticket: Ticket, *, reason: Any, error: Exception | None = None) -> None:
-        request, now = ticket.request, time.perf_counter()
+    def _end(self, ticket: Ticket, reason: FinishReason, error: Exception | None = None) -> None:
+        request = ticket.request
         self.news.append(ticket)
         cached = request.num_cached if request.state is not State.WAITING else 0
         self.scheduler.finish(request)
@@ -487,39 +397,4 @@ class Engine:
         self._counts["prompt_tokens"] += request.num_prompt
         self._counts["cached_tokens"] += cached
         self._counts["said_tokens"] += len(request.said)
-        answer, first = ticket.answer, ticket.first_token_s or now
-        text = ""
-        logprobs = tuple(ticket.scored) if ticket.scored is not None else None
-        if answer is not None and error is None:
-            rest = answer.flush()
-            if rest:
-                ticket.pieces.append(rest)
-            text = answer.text
-            logprobs = tuple(answer.logprobs) if ticket.sampling.logprobs is not None else None
-        ticket.generation = Generation(
-            text=text,
-            token_ids=tuple(score.token_id for score in ticket.scored or ()) or tuple(request.said),
-            logprobs=logprobs,
-            finish_reason=reason,
-            usage=Usage(
-                prompt_tokens=len(ticket.prompt_ids),
-                visual_tokens=0 if ticket.visual_TD is None else len(ticket.visual_TD),
-                completion_tokens=len(request.said),
-                tiles=len(ticket.inputs.tiles),
-                cached_tokens=min(cached, request.num_prompt),
-            ),
-            spec_hash=ticket.inputs.spec_hash,
-            grids=tuple(ticket.inputs.grids),
-            timings={
-                "preprocess_s": ticket.preprocess_s,
-                "first_token_s": first - ticket.started_s,
-                "decode_s": now - first,
-            },
-            error=error,
-        )
-
-
-def _visual_keys(keys: list[bytes], num_each: int) -> np.ndarray:
-    """A number below 0, which no token id is, for each visual token: of its stretch, and of its place in it."""
-    bases = [int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 2 for key in keys]
-    return np.concatenate([-1 - (base + np.arange(num_each, dtype=np.int64)) for base in bases])
+        ticket.end(reason, error, cached)

@@ -53,6 +53,8 @@ class Runner:
         self, model: InternVL, cache: PagedCache, scratch_page: int, *, invariant: bool, graphs: bool = True
     ) -> None:
         self.model, self.cache = model, cache
+        # Asked for at every step, and modules are slow to find them.
+        self._device, self._embeddings = model.device, model.language_model.model.embed_tokens.weight
         self.scratch_page, self.invariant = scratch_page, invariant
         config = model.config.decoder
         self.most_pages = min(len(cache.keys.numbers[0]), -(-config.rope.longest // cache.page_size))
@@ -81,11 +83,11 @@ class Runner:
 
     def _alike(self, pieces: Sequence[Piece]) -> Tensor:
         """All with adapters, or all without."""
-        device, decoder = self.model.device, self.model.language_model
+        device = self._device
         token_ids = np.array([token for piece in pieces for token in piece.token_ids], np.int64)
         token_ids_T = torch.from_numpy(token_ids).to(device)
         visual = [piece.visual_TD for piece in pieces if piece.visual_TD is not None]
-        embed_TD = decoder.embed(token_ids_T)
+        embed_TD = self._embeddings.index_select(0, token_ids_T)
         if visual:
             embed_TD = self.model.splice(embed_TD, token_ids_T, torch.cat(visual).to(device))
         lengths_T = None
@@ -94,11 +96,11 @@ class Runner:
             lengths_T = torch.tensor([length for each in lengths for length in each], device=device)
         few = len(token_ids) <= self.few_tokens
         few = few and (len(token_ids) == len(pieces) or max(piece.num for piece in pieces) <= self.longest_piece)
-        if self.fused is not None and not pieces[0].adapters and (self.invariant or few):
-            return self._fused(self.fused, embed_TD, pieces, lengths_T)
-        if isinstance(self.fused, FusedDecoder) and self.fused.prefills and not pieces[0].adapters:
-            places = places_of(pieces, self.cache.page_size, self._tables)
-            return self.fused.prefill(embed_TD, *self._angles(places, lengths_T), places)
+        if self.fused is not None and not pieces[0].adapters:
+            if self.invariant or few:
+                return self._placed(self._in_parts, embed_TD, pieces, lengths_T)
+            if isinstance(self.fused, FusedDecoder) and self.fused.prefills:
+                return self._placed(self.fused.prefill, embed_TD, pieces, lengths_T)
         segments, names_T = list[Segment](), list[tuple[str, ...]]()
         for piece in pieces:
             segments.append(Segment(len(names_T), piece.start, piece.num, piece.pages))
@@ -125,14 +127,17 @@ class Runner:
             dtype=self.model.language_model.model.norm.weight.dtype, device=self.model.device,
         )  # fmt: skip
 
-    def _fused(self, fused: Step, embed_TD: Tensor, pieces: Sequence[Piece], lengths_T: Tensor | None) -> Tensor:
-        """Some tokens at a time; each row is computed by itself, so that it does not matter which."""
+    def _placed(self, step: Step, embed_TD: Tensor, pieces: Sequence[Piece], lengths_T: Tensor | None) -> Tensor:
         places = places_of(pieces, self.cache.page_size, self._tables)
-        cos_TH, sin_TH = self._angles(places, lengths_T)
+        return step(embed_TD, *self._angles(places, lengths_T), places)
+
+    def _in_parts(self, embed_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor, places: Places) -> Tensor:
+        """Some tokens at a time; each row is computed by itself, so that it does not matter which."""
+        assert self.fused is not None
         if embed_TD.shape[0] <= self.few_tokens:
-            return fused(embed_TD, cos_TH, sin_TH, places)
+            return self.fused(embed_TD, cos_TH, sin_TH, places)
         parts = [slice(first, first + FEW_TOKENS) for first in range(0, len(embed_TD), FEW_TOKENS)]
-        return torch.cat([fused(embed_TD[p], cos_TH[p], sin_TH[p], places.part(p)) for p in parts])
+        return torch.cat([self.fused(embed_TD[p], cos_TH[p], sin_TH[p], places.part(p)) for p in parts])
 
     def _hidden(
         self,

@@ -102,31 +102,15 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Embeddings, blocks and the last norm: `language_model.model` of the official names."""
+    """Embeddings, blocks and the last norm: `language_model.model` of the official names. `Decoder` calls them."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.config = config
         # Zeros until weights come: the random start of nn.Embedding(…) imports a part of torch that takes a second.
         start = torch.zeros(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding.from_pretrained(start, freeze=False)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-
-    def forward(
-        self,
-        embed_TD: Tensor,
-        positions_T: Tensor,
-        attend: Attend,
-        lengths_T: Tensor | None = None,
-        asked_T: Tensor | None = None,
-    ) -> Tensor:
-        cos_TH, sin_TH = rope_table(positions_T, self.config.rope, self.config.head_size, lengths_T)
-        rope = cos_TH.to(embed_TD.dtype), sin_TH.to(embed_TD.dtype)
-        hidden_TD = embed_TD
-        for block in self.layers[:-1]:
-            hidden_TD = block(hidden_TD, rope, attend)
-        return self.norm(self.layers[-1](hidden_TD, rope, attend, asked_T))
 
 
 class Decoder(nn.Module):
@@ -154,7 +138,13 @@ class Decoder(nn.Module):
         `asked_T`: places of the tokens whose states are wanted, in order; None wants all. The last block then
         computes nothing for the others but keys and values. `attend` must know `Layer.asked_T`.
         """
-        return self.model(embed_TD, positions_T, attend, lengths_T, asked_T)
+        config, stack = self.config, self.model
+        cos_TH, sin_TH = rope_table(positions_T, config.rope, config.head_size, lengths_T)
+        rope = cos_TH.to(embed_TD.dtype), sin_TH.to(embed_TD.dtype)
+        hidden_TD = embed_TD
+        for block in stack.layers[:-1]:
+            hidden_TD = block(hidden_TD, rope, attend)
+        return stack.norm(stack.layers[-1](hidden_TD, rope, attend, asked_T))
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Raw scores (T, V) in fp32."""

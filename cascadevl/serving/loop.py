@@ -107,6 +107,9 @@ class EngineLoop:
         self._wake = threading.Condition()
         self._stopping = False
         self._jobs: dict[Job, None] = {}
+        self._job_of: dict[Ticket, Job] = {}
+        self._talking: dict[Job, None] = {}
+        """Those with something to tell, now or when it is due."""
         self._events: dict[Job, list[Event]] = {}
         self._failures = 0
         self._death: str | None = None
@@ -194,7 +197,8 @@ class EngineLoop:
             for job in list(self._jobs):
                 self._refuse(job, InternalError(f"The engine failed in a step: {type(error).__name__}: {error}"))
         now_s = time.monotonic()
-        for job in list(self._jobs):
+        self._talking |= {self._job_of[ticket]: None for ticket in self._engine.news if ticket in self._job_of}
+        for job in list(self._talking):
             self._collect(job, now_s)
 
     def _admit(self, job: Job) -> None:
@@ -212,6 +216,7 @@ class EngineLoop:
         job.open = list(range(len(job.tickets)))
         job.num_told = [0] * len(job.tickets)
         self._jobs[job] = None
+        self._job_of |= dict.fromkeys(job.tickets, job)
 
     def _collect(self, job: Job, now_s: float) -> None:
         """What was said for a job, and is due to be told."""
@@ -236,13 +241,21 @@ class EngineLoop:
         if events:
             self._events.setdefault(job, []).extend(events)
             job.due_s = now_s + TELL_S
+        if not any(job.tickets[number].pieces for number in job.open):
+            del self._talking[job]
         if not job.open:
-            del self._jobs[job]
+            self._forget(job)
 
     def _drop(self, job: Job) -> None:
         for ticket in job.tickets:
             self._engine.abort(ticket)
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
         self._jobs.pop(job, None)
+        self._talking.pop(job, None)
+        for ticket in job.tickets:
+            self._job_of.pop(ticket, None)
 
     def _refuse(self, job: Job, error: Exception) -> None:
         self._drop(job)

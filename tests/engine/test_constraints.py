@@ -262,6 +262,23 @@ def test_a_grammar_that_grows_too_complex_fails_alone() -> None:
     ENGINE.check_integrity()
 
 
+@pytest.mark.parametrize(
+    "constraint",
+    [Constraint("regex", "a{1000000}"), Constraint("json_schema", {"type": "string", "pattern": "^a{1000000}$"})],
+)
+def test_limits_that_end_behind_a_token_end_one_answer_and_no_neighbour(constraint: Constraint) -> None:
+    engine = Engine(PARTS)
+    plain = engine.submit("q", Sampling(max_new_tokens=12, ignore_eos=True, loop_guard=False))
+    complex_ = engine.submit("q", Sampling(max_new_tokens=12, constraint=constraint))
+    while engine.step():
+        engine.check_integrity()
+    assert plain.generation is not None and plain.generation.finish_reason == "length"
+    assert complex_.generation is not None and isinstance(complex_.generation.error, ConfigError)
+    assert "cannot be followed any further" in str(complex_.generation.error)
+    with pytest.raises(ConfigError, match="cannot be followed any further"):
+        _say(constraint)
+
+
 def test_the_bytes_of_all_tokens_are_those_of_the_text() -> None:
     text = "漢字 é\n\tq <box>"
     ids = PARTS.tokenizer.encode(text)

@@ -243,8 +243,31 @@ def test_several_answers_share_their_prompt(encoded: list[int]) -> None:
 
 
 def test_an_answer_less_than_one_is_refused() -> None:
-    with pytest.raises(ConfigError, match="At least one"):
+    with pytest.raises(ConfigError, match="above 0"):
         Engine(QWEN).submit_several("q", num=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"sampling": {"temperature": 0.5}}, "cascadevl.Sampling"),
+        ({"priority": "high"}, "'high'"),
+        ({"adapters": "mine"}, "list of names"),
+    ],
+)
+def test_what_would_fail_in_a_step_is_refused_before_it(arguments, told) -> None:
+    engine = Engine(QWEN)
+    with pytest.raises(ConfigError, match=told):
+        engine.submit("q", **arguments)
+    assert not engine.busy
+
+
+def test_an_engine_aborts_its_own_requests_only() -> None:
+    ticket = Engine(QWEN).submit("q")
+    with pytest.raises(ConfigError, match="gave out"):
+        Engine(QWEN).abort(ticket)
+    with pytest.raises(ConfigError, match="loaded model"):
+        Engine(3)
 
 
 PICTURE = picture(3, 150, 60)

@@ -44,14 +44,14 @@ static void norm_row(float *out, const float *in, const float *weight, int size,
     for (i = 0; i < size; i++) out[i] = weight[i] * (in[i] * factor);
 }
 
-// Add what the last sublayer made, norm, and quantise for the next one.
+// Add what the last sublayer made, norm, and prepare for the next one.
 static void norm_item(void *context, int row, int thread) {
     Call *call = context;
     const int width = call->stack->width;
     float *hidden = call->hidden + (size_t)row * width;
     for (int i = 0; call->change && i < width; i++) hidden[i] += call->change[(size_t)row * width + i];
     norm_row(call->x + (size_t)row * width, hidden, call->norm, width, call->stack->eps);
-    if (call->in.quants) quantise_row(&call->in, row, width);
+    prepare_row(&call->in, row, width);
 }
 
 static void rotate_head(float *head, const float *cos, const float *sin, int size) {
@@ -94,9 +94,9 @@ static void attend_item(void *context, int item, int thread) {
            item % stack->num_kv_heads, call->q, call->out, &scratch);
 }
 
-static void quantise_out(void *context, int row, int thread) {
+static void prepare_out(void *context, int row, int thread) {
     Call *call = context;
-    quantise_row(&call->attended, row, call->stack->num_heads * call->stack->head_size);
+    prepare_row(&call->attended, row, call->stack->num_heads * call->stack->head_size);
 }
 
 static void swiglu_item(void *context, int row, int thread) {
@@ -113,7 +113,7 @@ static void swiglu_item(void *context, int row, int thread) {
         *(v8 *)(gate + i) = x * top / (1.0f + e) * *(const v8 *)(up + i);
     }
     for (; i < size; i++) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
-    if (call->act.quants) quantise_row(&call->act, row, size);
+    prepare_row(&call->act, row, size);
 }
 
 // Several linear layers with the same inputs, as one loop.
@@ -139,11 +139,6 @@ static float *floats(char **memory, size_t num) {
     float *found = (float *)*memory;
     *memory += (num * sizeof(float) + 63) / 64 * 64;
     return found;
-}
-
-static int get_rows(Rows *rows, const Weight *weight, int num_rows) {
-    *rows = rows_for(weight);
-    return !is_quantised(weight) || get_memory(rows, num_rows, weight->kind);
 }
 
 // hidden (T, D), changed in place into what follows the last norm; cos and sin (T, H). 0: memory is short.
@@ -183,7 +178,7 @@ int decode(const Stack *stack, const Places *places, float *hidden, const float 
             apply(helped, &qkv);
             each(helped, rows, place_item, &call);
             each(helped, rows * stack->num_kv_heads, attend_item, &call);
-            if (call.attended.quants) each(helped, rows, quantise_out, &call);
+            each(helped, rows, prepare_out, &call);
             Products o = {{{layer->o, &call.attended, rows, change, layer->gate}}, 1};
             apply(helped, &o);
             call.change = change;

@@ -3,3 +3,4 @@
 #include "decoder.c"
 #include "many_queries.c"
 #include "prefill.c"
+#include "choose.c"

@@ -40,6 +40,8 @@ def library(flags: tuple[str, ...] = ()) -> Library | None:
     loaded.store_pages.restype = None
     loaded.decode.argtypes = loaded.prefill.argtypes = [ctypes.c_void_p, ctypes.c_void_p, floats, floats, floats]
     loaded.attend_many.argtypes = [floats, floats, floats, floats, ctypes.c_void_p]
+    loaded.choose.argtypes = [ctypes.c_void_p, floats, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+    loaded.choose.restype = None
     loaded.use_huge_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     loaded.use_huge_pages.restype = None
     loaded.set_threads(torch.get_num_threads())

@@ -116,6 +116,9 @@ INLINE void products_brief(int vectors, Floats sums[TILE][VECTORS], const float 
 #endif
 }
 
+typedef float Plain __attribute__((vector_size(4 * LANES)));
+typedef int32_t Lanes __attribute__((vector_size(4 * LANES)));
+
 // 2^x for x <= 0, relative error below 3e-7; 0 below the least normal number.
 INLINE Plain power_of_2(Plain x) {
     Lanes tiny = x < -126.0f;

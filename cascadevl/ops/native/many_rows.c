@@ -20,8 +20,8 @@ INLINE void dots(Ints sums[MAX_PANELS][MANY], const Ints weights[MAX_PANELS], co
 }
 
 // One group of inputs: `quants` of the first panel, `stride` bytes before those of the next.
-INLINE void dot_group(int kind, Ints sums[MAX_PANELS][MANY], const uint8_t *quants, size_t stride,
-                      const int8_t *activations, size_t step, int group) {
+INLINE void dot_many(int kind, Ints sums[MAX_PANELS][MANY], const uint8_t *quants, size_t stride,
+                     const int8_t *activations, size_t step, int group) {
     const Ints mask = _mm512_set1_epi8(15);
     const Ints values = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)MXFP4_TABLE));
     for (int k = 0; k < group; k += kind == INT8 ? 4 : 8, quants += 4 * LANES) {
@@ -45,21 +45,20 @@ INLINE void dot_group(int kind, Ints sums[MAX_PANELS][MANY], const uint8_t *quan
 // `grouped`: the scale of a weight is that of its group, and not of its row.
 INLINE void tile_many(const Weight *weight, int panel, const Rows *in, int row, float *out, int kind, int grouped) {
     const int group = in->group, num_groups = in->num_groups, bytes = kind == INT8 ? LANES * group : LANES * group / 2;
-    const int zero = kind == INT8 ? 128 : kind == INT4 ? 8 : kind == MXFP4 ? 12 : 0;
     float totals[MAX_PANELS * MANY][LANES] __attribute__((aligned(64)));
     for (int g = 0; g < num_groups; g++) {
         const int at_row = row * num_groups + g;
         Ints sums[MAX_PANELS][MANY];
         UNROLL for (int r = 0; r < MANY; r++) {
-            Ints first = all_ints(-zero * in->sums[at_row + r * num_groups]);
+            Ints first = all_ints(-zero_of(kind) * in->sums[at_row + r * num_groups]);
             UNROLL for (int p = 0; p < MAX_PANELS; p++) sums[p][r] = first;
         }
-        dot_group(kind, sums, weight->quants + ((size_t)panel * num_groups + g) * bytes, (size_t)num_groups * bytes,
-                  in->quants + (size_t)row * in->num_inputs + g * group, in->num_inputs, group);
+        dot_many(kind, sums, weight->quants + ((size_t)panel * num_groups + g) * bytes, (size_t)num_groups * bytes,
+                 in->quants + (size_t)row * in->num_inputs + g * group, in->num_inputs, group);
         UNROLL for (int p = 0; p < MAX_PANELS; p++) {
             const size_t at = ((size_t)(panel + p) * num_groups + g) * LANES;
             Floats scale = all_floats(0), zeros = all_floats(0);
-            if (grouped) scale = kind == INT8 ? load_floats((const float *)weight->scales + at) : group_scale(weight, kind, at);
+            if (grouped) scale = group_scale(weight, kind, at);
             if (kind == INT4_ZEROS) zeros = to_floats(load_bytes(weight->zeros + at));
             UNROLL for (int r = 0; r < MANY; r++) {
                 Floats found = to_floats(sums[p][r]);
@@ -72,7 +71,7 @@ INLINE void tile_many(const Weight *weight, int panel, const Rows *in, int row, 
         }
     }
     for (int p = 0; p < MAX_PANELS; p++) {
-        Floats scale = grouped ? all_floats(1) : load_floats((const float *)weight->scales + (panel + p) * LANES);
+        Floats scale = grouped ? all_floats(1) : group_scale(weight, kind, (panel + p) * LANES);
         for (int r = 0; r < MANY; r++) {
             Floats total = load_floats(totals[p * MANY + r]);
             store(weight, panel + p, out + (size_t)(row + r) * weight->num_outputs, grouped ? total : mul(total, scale));

@@ -102,7 +102,7 @@ static void prefill_layer(int helped, Prefill *prefill, const Layer *layer, floa
     apply(helped, &qkv);
     each(helped, rows, place_item, call);
     each(helped, prefill->num_runs * call->stack->num_kv_heads, run_item, prefill);
-    if (call->attended.quants) each(helped, rows, quantise_out, call);
+    each(helped, rows, prepare_out, call);
     Products o = {{{layer->o, &call->attended, rows, change, layer->gate}}, 1};
     apply(helped, &o);
     call->change = change;

@@ -18,7 +18,7 @@ enum { INPUT_PADDING = 64, ACTIVATION_GROUP = 64 };
 typedef struct {
     int32_t kind, num_outputs, num_inputs, group;
     // int8, raised by 128: [panel][input / 4][lane][4]; nibbles, low ones first: [panel][input / 8][lane][4];
-    // fp8: [panel][input][lane]; fp32: plain, [output][input].
+    // fp8: [panel][input][lane]; fp32: [output][input].
     const uint8_t *quants;
     const void *scales;    // [panel][group][lane]: fp32 for int8 and fp8, fp16 for int4, an exponent byte for MXFP4
     const uint8_t *zeros;  // [panel][group][lane], for INT4_ZEROS
@@ -53,6 +53,7 @@ typedef struct {
     int16_t *wide;                      // the same in the order 0 2 1 3 of every four; or NULL
     int32_t *sums;                      // [row][group]
     float *scales;                      // [row][group]
+    float *turned;                      // floats for fp32 weights, see plain.c; or NULL
 } Rows;
 
 static int get_memory(Rows *rows, int num_rows, int kind) {
@@ -128,87 +129,72 @@ INLINE void store(const Weight *weight, int panel, float *out, Floats x) {
     }
 }
 
-INLINE void tile_bytes(const Weight *weight, int panel, const Rows *in, int row, float *out, int panels, int rows,
-                       const Ahead *ahead) {
-    const int group = in->group, num_groups = in->num_groups, grouped = weight->group > 0;
-    const float *scales = weight->scales;
+INLINE Floats group_scale(const Weight *weight, int kind, size_t at) {
+    if (kind == INT8) return load_floats((const float *)weight->scales + at);
+    if (kind == MXFP4) return load_exponents((const uint8_t *)weight->scales + at);
+    return load_halves((const uint16_t *)weight->scales + at);
+}
+
+// What stands for zero in weights that are kept without signs.
+INLINE int zero_of(int kind) { return kind == INT8 ? 128 : kind == INT4 ? 8 : kind == MXFP4 ? 12 : 0; }
+
+INLINE void dot_group(int kind, int panels, int rows, Ints sums[MAX_PANELS][MAX_ROWS],
+                      const uint8_t *const quants[MAX_PANELS], const Rows *in, int row, int input, ptrdiff_t ahead) {
+    if (kind == INT8) {
+        const Activation8 *activations[MAX_ROWS];
+        UNROLL for (int r = 0; r < rows; r++) activations[r] = ACTIVATIONS(Activation8, in, row + r, input);
+        dot_bytes(panels, rows, sums, quants, activations, in->group, ahead);
+    } else {
+        const Activation4 *activations[MAX_ROWS];
+        UNROLL for (int r = 0; r < rows; r++) activations[r] = ACTIVATIONS(Activation4, in, row + r, input);
+        dot_nibbles(panels, rows, sums, quants, activations, in->group, ahead, kind == MXFP4 ? MXFP4_TABLE : NULL);
+    }
+}
+
+// Weights of 8 or 4 bits; of int8, whose scales are those of groups or of whole rows, the latter come last.
+INLINE void tile_quants(const Weight *weight, int panel, const Rows *in, int row, float *out, int panels, int rows,
+                        int kind, const Ahead *ahead) {
+    const int group = in->group, num_groups = in->num_groups, grouped = kind != INT8 || weight->group > 0;
+    const int scale_bytes = kind == INT8 ? 4 : kind == MXFP4 ? 1 : 2;
     Floats totals[MAX_PANELS][MAX_ROWS];
     for (int p = 0; p < panels; p++)
         for (int r = 0; r < rows; r++) totals[p][r] = all_floats(0);
     for (int g = 0; g < num_groups; g++) {
         Ints sums[MAX_PANELS][MAX_ROWS];
         const uint8_t *quants[MAX_PANELS];
-        const Activation8 *activations[MAX_ROWS];
-        UNROLL for (int r = 0; r < rows; r++) activations[r] = ACTIVATIONS(Activation8, in, row + r, g * group);
         UNROLL for (int p = 0; p < panels; p++) {
-            quants[p] = weight->quants + ((size_t)(panel + p) * num_groups + g) * LANES * group;
-            UNROLL for (int r = 0; r < rows; r++) sums[p][r] = all_ints(-128 * in->sums[(row + r) * num_groups + g]);
+            const size_t before = (((size_t)(panel + p) * num_groups + g) * LANES) * group;
+            quants[p] = weight->quants + (kind == INT8 ? before : before / 2);
+            UNROLL for (int r = 0; r < rows; r++)
+                sums[p][r] = all_ints(-zero_of(kind) * in->sums[(row + r) * num_groups + g]);
         }
-        dot_bytes(panels, rows, sums, quants, activations, group, ahead->quants);
+        dot_group(kind, panels, rows, sums, quants, in, row, g * group, ahead->quants);
         UNROLL for (int p = 0; p < panels; p++) {
-            Floats scale = all_floats(0);
+            const size_t at = ((size_t)(panel + p) * num_groups + g) * LANES;
+            Floats scale = all_floats(0), zeros = all_floats(0);
             if (grouped) {
-                const float *at = scales + ((size_t)(panel + p) * num_groups + g) * LANES;
-                scale = load_floats(at);
-                fetch((const uint8_t *)at, ahead->scales);
+                scale = group_scale(weight, kind, at);
+                fetch((const uint8_t *)weight->scales + at * scale_bytes, ahead->scales);
+            }
+            if (kind == INT4_ZEROS) {
+                zeros = to_floats(load_bytes(weight->zeros + at));
+                if (g % 4 == 0) fetch(weight->zeros + at, ahead->zeros);
             }
             UNROLL for (int r = 0; r < rows; r++) {
-                Floats dot = to_floats(sums[p][r]);
+                Floats dot = to_floats(sums[p][r]);  // of nibbles under 2^24, so whole numbers stay whole
+                if (kind == INT4_ZEROS)
+                    dot = mul_add(zeros, all_floats((float)-in->sums[(row + r) * num_groups + g]), dot);
                 if (grouped) dot = mul(dot, scale);
                 totals[p][r] = add(totals[p][r], mul(dot, all_floats(in->scales[(row + r) * num_groups + g])));
             }
         }
     }
     for (int p = 0; p < panels; p++) {
-        Floats scale = grouped ? all_floats(1) : load_floats(scales + (panel + p) * LANES);
+        Floats scale = grouped ? all_floats(1) : group_scale(weight, kind, (panel + p) * LANES);
         for (int r = 0; r < rows; r++)
-            store(weight, panel + p, out + (size_t)(row + r) * weight->num_outputs, mul(totals[p][r], scale));
+            store(weight, panel + p, out + (size_t)(row + r) * weight->num_outputs,
+                  grouped ? totals[p][r] : mul(totals[p][r], scale));
     }
-}
-
-INLINE Floats group_scale(const Weight *weight, int kind, size_t at) {
-    if (kind == MXFP4) return load_exponents((const uint8_t *)weight->scales + at);
-    return load_halves((const uint16_t *)weight->scales + at);
-}
-
-INLINE void tile_nibbles(const Weight *weight, int panel, const Rows *in, int row, float *out, int panels, int rows,
-                         int kind, const Ahead *ahead) {
-    const int zero = kind == INT4 ? 8 : kind == MXFP4 ? 12 : 0;
-    const int group = weight->group, num_groups = in->num_groups;
-    Floats totals[MAX_PANELS][MAX_ROWS];
-    for (int p = 0; p < panels; p++)
-        for (int r = 0; r < rows; r++) totals[p][r] = all_floats(0);
-    for (int g = 0; g < num_groups; g++) {
-        Ints sums[MAX_PANELS][MAX_ROWS];
-        const uint8_t *quants[MAX_PANELS];
-        const Activation4 *activations[MAX_ROWS];
-        UNROLL for (int r = 0; r < rows; r++) activations[r] = ACTIVATIONS(Activation4, in, row + r, g * group);
-        UNROLL for (int p = 0; p < panels; p++) {
-            quants[p] = weight->quants + ((size_t)(panel + p) * num_groups + g) * LANES * group / 2;
-            UNROLL for (int r = 0; r < rows; r++)
-                sums[p][r] = all_ints(-zero * in->sums[(row + r) * num_groups + g]);
-        }
-        dot_nibbles(panels, rows, sums, quants, activations, group, ahead->quants, kind == MXFP4 ? MXFP4_TABLE : NULL);
-        UNROLL for (int p = 0; p < panels; p++) {
-            size_t at = ((size_t)(panel + p) * num_groups + g) * LANES;
-            Floats scale = group_scale(weight, kind, at), zeros = all_floats(0);
-            fetch((const uint8_t *)weight->scales + at * (kind == MXFP4 ? 1 : 2), ahead->scales);
-            if (kind == INT4_ZEROS) {
-                zeros = to_floats(load_bytes(weight->zeros + at));
-                if (g % 4 == 0) fetch(weight->zeros + at, ahead->zeros);
-            }
-            UNROLL for (int r = 0; r < rows; r++) {
-                Floats dot = to_floats(sums[p][r]);  // under 2^24, so whole numbers stay whole
-                if (kind == INT4_ZEROS)
-                    dot = mul_add(zeros, all_floats((float)-in->sums[(row + r) * num_groups + g]), dot);
-                Floats of_row = all_floats(in->scales[(row + r) * num_groups + g]);
-                totals[p][r] = add(totals[p][r], mul(mul(dot, scale), of_row));
-            }
-        }
-    }
-    for (int p = 0; p < panels; p++)
-        for (int r = 0; r < rows; r++)
-            store(weight, panel + p, out + (size_t)(row + r) * weight->num_outputs, totals[p][r]);
 }
 
 // Activations as they are; FP8 comes out of load_fp8 too small by 2^8, which its scales make good.
@@ -241,80 +227,6 @@ INLINE void tile_fp8(const Weight *weight, int panel, const Rows *in, int row, f
             store(weight, panel + p, out + (size_t)(row + r) * weight->num_outputs, totals[p][r]);
 }
 
-// Plain weights, which lie as torch has them: sums run along the inputs, LANES at a time, then across the lanes.
-typedef float Plain __attribute__((vector_size(4 * LANES)));
-typedef int32_t Lanes __attribute__((vector_size(4 * LANES)));
-
-// Of two vectors' lanes, numbered on: the first's where the bit `h` of the lane's number is clear; and their partners.
-#define STRAIGHT(h, l) ((l) & (h) ? (l) + LANES : (l))
-#define CROSSED(h, l) (((l) ^ (h)) + ((l) & (h) ? LANES : 0))
-#define EIGHT(of, h, l) of(h, l), of(h, l + 1), of(h, l + 2), of(h, l + 3), of(h, l + 4), of(h, l + 5), of(h, l + 6), of(h, l + 7)
-#if defined(WITH_VNNI)
-#define ALL(of, h) {EIGHT(of, h, 0), EIGHT(of, h, 8)}
-#else
-#define ALL(of, h) {EIGHT(of, h, 0)}
-#endif
-
-#define FOLD(h)                                                                                        \
-    UNROLL for (int i = 0; i < h; i++)                                                                 \
-        x[i] = add((Floats)__builtin_shuffle((Plain)x[i], (Plain)x[i + h], (Lanes)ALL(STRAIGHT, h)),   \
-                   (Floats)__builtin_shuffle((Plain)x[i], (Plain)x[i + h], (Lanes)ALL(CROSSED, h)))
-
-// As many vectors as they have lanes become one: of each the sum, whose order is the same whichever vector it is.
-INLINE Floats across(Floats x[LANES]) {
-#if defined(WITH_VNNI)
-    FOLD(8);
-#endif
-    FOLD(4);
-    FOLD(2);
-    FOLD(1);
-    return x[0];
-}
-
-INLINE void tile_fp32(const Weight *weight, int output, const Rows *in, int row, float *out, int outputs, int rows) {
-    const int num_inputs = weight->num_inputs, whole = num_inputs / LANES * LANES;
-    const float *weights = (const float *)weight->quants + (size_t)output * num_inputs;
-    const float *activations = in->floats + (size_t)row * num_inputs;
-    Floats sums[LANES];
-    UNROLL for (int i = 0; i < LANES; i++) sums[i] = all_floats(0);
-    for (int k = 0; k < whole; k += LANES) {
-        Floats w[8];
-        UNROLL for (int o = 0; o < outputs; o++) w[o] = load_floats(weights + (size_t)o * num_inputs + k);
-        UNROLL for (int r = 0; r < rows; r++) {
-            Floats x = load_floats(activations + (size_t)r * num_inputs + k);
-            UNROLL for (int o = 0; o < outputs; o++) sums[o * rows + r] = mul_add(w[o], x, sums[o * rows + r]);
-        }
-    }
-    float lanes[LANES];
-    store_floats(lanes, across(sums));
-    for (int o = 0; o < outputs; o++)
-        for (int r = 0; r < rows; r++) {
-            float sum = lanes[o * rows + r];
-            for (int k = whole; k < num_inputs; k++)
-                sum += weights[(size_t)o * num_inputs + k] * activations[(size_t)r * num_inputs + k];
-            if (weight->bias) sum += weight->bias[output + o];
-            out[(size_t)(row + r) * weight->num_outputs + output + o] = sum;
-        }
-}
-
-// Some outputs of some rows. As many sums are under way as a vector has lanes; for a single row, eight.
-static void multiply_fp32(const Weight *weight, int output, int end, const Rows *in, int num_rows, float *out) {
-#define ROWS(rows, outputs)                                                                                    \
-    for (; row + rows <= num_rows; row += rows) {                                                              \
-        int o = output;                                                                                        \
-        for (; o + outputs <= end; o += outputs) tile_fp32(weight, o, in, row, out, outputs, rows);            \
-        for (; o < end; o++) tile_fp32(weight, o, in, row, out, 1, rows);                                      \
-    }
-    int row = 0;
-#if defined(WITH_VNNI)
-    ROWS(8, 2)
-#endif
-    ROWS(4, LANES / 4)
-    ROWS(2, LANES / 2)
-    ROWS(1, 8)
-#undef ROWS
-}
-
 // ---- All tiles. Few rows share several panels, so that enough independent sums are under way.
 
 typedef void Tile(const Weight *, int panel, const Rows *, int row, float *out, const Ahead *);
@@ -324,10 +236,10 @@ typedef void Tile(const Weight *, int panel, const Rows *, int row, float *out, 
         call;                                                                                                    \
     }
 #define TILE(panels, rows)                                                                                       \
-    TILE_OF(int8, rows, tile_bytes(w, panel, in, row, out, panels, rows, ahead))                                 \
-    TILE_OF(int4, rows, tile_nibbles(w, panel, in, row, out, panels, rows, INT4, ahead))                         \
-    TILE_OF(zeros, rows, tile_nibbles(w, panel, in, row, out, panels, rows, INT4_ZEROS, ahead))                  \
-    TILE_OF(mxfp4, rows, tile_nibbles(w, panel, in, row, out, panels, rows, MXFP4, ahead))                       \
+    TILE_OF(int8, rows, tile_quants(w, panel, in, row, out, panels, rows, INT8, ahead))                          \
+    TILE_OF(int4, rows, tile_quants(w, panel, in, row, out, panels, rows, INT4, ahead))                          \
+    TILE_OF(zeros, rows, tile_quants(w, panel, in, row, out, panels, rows, INT4_ZEROS, ahead))                   \
+    TILE_OF(mxfp4, rows, tile_quants(w, panel, in, row, out, panels, rows, MXFP4, ahead))                        \
     TILE_OF(fp8, rows, tile_fp8(w, panel, in, row, out, panels, rows))
 #define TILES_OF(panels, rows) {panels, {int8_##rows, int4_##rows, zeros_##rows, mxfp4_##rows, fp8_##rows}}
 

@@ -1,5 +1,6 @@
 """linear.c on every set of instructions that this machine has, against plain torch, bit for bit."""
 
+import ctypes
 import os
 import shutil
 
@@ -11,6 +12,7 @@ from cascadevl.core.hardware import cpu_flags
 from cascadevl.core.native import COMPILERS
 from cascadevl.ops.formats import FORMATS, Quantized
 from cascadevl.ops.native import linear as native
+from cascadevl.ops.native.library import pointer
 from cascadevl.ops.quantize import linear_dynamic, quantize
 
 MACHINES = {
@@ -153,3 +155,33 @@ def test_damaged_weights_are_refused(library):
     for quantized in (mxfp4, fp8, int4):
         with pytest.raises(CheckpointError, match="damaged"):
             native.pack(quantized, None, library)
+
+
+def plainly(x_TD: torch.Tensor, weight_FD: torch.Tensor, bias_F: torch.Tensor | None, library) -> torch.Tensor:
+    """With weights in fp32, as the decoder in C has them."""
+    outputs, width = weight_FD.shape
+    tensors = map(pointer, (weight_FD, None, None, bias_F))
+    weight = native.Weight(native.PLAIN_KIND, outputs, width, 0, *tensors)
+    out_TF = torch.empty(len(x_TD), outputs)
+    assert library.c.linear(out_TF.data_ptr(), x_TD.contiguous().data_ptr(), len(x_TD), ctypes.byref(weight))
+    return out_TF
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (16, 8), (70, 61), (130, 259), (64, 256)])
+def test_plain_weights_of_any_shape_give_the_same_bits_in_any_company(library, shape):
+    """One and two rows, some, and more than a block of 80 are computed in three ways."""
+    weight_FD, bias_F, x_TD = torch.randn(shape), torch.randn(shape[0]), torch.randn(150, shape[1])
+    together = plainly(x_TD, weight_FD, bias_F, library)
+    exact = torch.nn.functional.linear(x_TD.double(), weight_FD.double(), bias_F.double())
+    assert torch.allclose(together.double(), exact, rtol=1e-5, atol=1e-5 * shape[1] ** 0.5)
+    for start, end in ((0, 1), (149, 150), (3, 5), (7, 10), (0, 8), (1, 10), (5, 21), (0, 79), (0, 81)):
+        assert torch.equal(plainly(x_TD[start:end], weight_FD, bias_F, library), together[start:end])
+    assert torch.equal(plainly(x_TD, weight_FD, None, library), plainly(x_TD, weight_FD, bias_F * 0, library))
+
+
+def test_each_sum_of_plain_weights_runs_along_the_inputs(library):
+    """What is too small to be seen beside 1 counts only where it comes first."""
+    x_TD = torch.ones(4, 17)
+    weight_FD = torch.tensor([[1.0, *[2.0**-25] * 16], [*[2.0**-25] * 16, 1.0]])
+    for rows in (1, 2, 4):
+        assert plainly(x_TD[:rows], weight_FD, None, library).tolist() == [[1.0, 1 + 2.0**-21]] * rows
