@@ -40,7 +40,8 @@ from cascadevl.models.internvl import InternVL
 from cascadevl.ops.logprobs import token_logprobs
 from cascadevl.preprocessing.processor import ModelInputs
 from cascadevl.preprocessing.tokenizer import train_tokenizer
-from cascadevl.recipes.nano import DECODER, VISION, make_task, taught
+from cascadevl.recipes.nano import DECODER, VISION
+from cascadevl.recipes.nano_data import make_task, taught
 from cascadevl.training.fit import FitState, fit
 from cascadevl.training.objectives.next_token import NextToken
 from cascadevl.training.schedule import WarmupStableDecay

@@ -14,7 +14,7 @@ import torch
 
 import cascadevl
 from cascadevl.core.generation import Sampling
-from cascadevl.recipes.nano import make_task
+from cascadevl.recipes.nano_data import make_task
 
 FAMILIES = (
     *("line:difficulty=easy", "line", "paragraph", "keyvalue", "charts", "shapes", "locate"),

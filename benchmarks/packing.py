@@ -29,7 +29,8 @@ from cascadevl.data.batch import Batch, collate
 from cascadevl.data.loader import Loader
 from cascadevl.data.packing import Packer
 from cascadevl.data.sources import Dataset, Example
-from cascadevl.recipes.nano import make_task, new_parts, taught
+from cascadevl.recipes.nano import new_parts
+from cascadevl.recipes.nano_data import make_task, taught
 from cascadevl.training.objectives.next_token import NextToken
 
 BUDGETS = {4096: 12, 8192: 24, 16384: 48}

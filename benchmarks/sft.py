@@ -1,10 +1,14 @@
 """Supervised fine-tuning on lengths as they are: packed, against padding, and against transformers' Trainer.
 
     python benchmarks/sft.py --json benchmarks/results/sft.json
+    python benchmarks/sft.py --models nano --precision bfloat16 --json benchmarks/results/sft.json
+
+Figures of a model and a precision replace those that the file has of it.
 
 Lengths are log-normal (median 300 tokens, 95th percentile 2,000), cut at the model's context, 32 at least; half of the
-text is learned, one in four samples has a picture where it is long enough. fp32, one thread, all parameters learn
-(AdamW, norm clipped at 1), the same weights and the same samples for every way, prepared beforehand.
+text is learned, one in four samples has a picture where it is long enough. fp32, or fp32 weights with bf16 products
+(autocast, on both sides), one thread, all parameters learn (AdamW, norm clipped at 1), the same weights and the same
+samples for every way, prepared beforehand.
 
     packed       our loop over packs of as many tokens as 8 samples have on average
     one by one   our loop, a sample a forward pass, 8 to an update
@@ -31,7 +35,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,8 +61,8 @@ the Trainer's scores of all tokens fit into memory."""
 class Process:
     """A way of training that waits for orders."""
 
-    def __init__(self, way: str, folder: Path, max_tokens: int, plan: dict[str, Any]) -> None:
-        command = [sys.executable, str(HERE / "sft_worker.py"), way, str(folder), str(max_tokens)]
+    def __init__(self, way: str, folder: Path, max_tokens: int, precision: str, plan: dict[str, Any]) -> None:
+        command = [sys.executable, str(HERE / "sft_worker.py"), way, str(folder), str(max_tokens), precision]
         one = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.way = way
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=one)
@@ -117,16 +121,15 @@ def model_folder(name: str, scratch: Path) -> tuple[Path, int]:
     return save_parts(wide, scratch / name.replace(":", "-")), context
 
 
-def measure(
-    folder: Path, context: int, rounds: int, steps: int, names: Sequence[str], longest_too: bool
-) -> dict[str, Any]:
+def measure(folder: Path, context: int, options: argparse.Namespace) -> dict[str, Any]:
+    rounds, steps, names = options.rounds, options.steps, options.ways
     lengths = drawn_lengths(context)
     drawn = drawn_rounds(lengths, rounds + 1, steps)  # the first warms up
     longest = sorted(range(POOL), key=lengths.__getitem__)[-BATCH:]
     max_tokens = max(round(BATCH * statistics.mean(lengths) / 256) * 256, context)
     needed = [number for batches in drawn for batch in batches for number in batch] + longest
     plan = {"lengths": lengths, "samples": needed}
-    ways = [Process(way, folder, max_tokens, plan) for way in names]
+    ways = [Process(way, folder, max_tokens, options.precision, plan) for way in names]
     rows: dict[str, list[dict[str, float]]] = {way: [] for way in names}
     try:
         losses = {way.way: way.ask(do="loss", samples=drawn[0][0])["loss"] for way in ways}
@@ -138,7 +141,7 @@ def measure(
                 if number:
                     rows[way.way].append(row)
                     print(f"  {way.way:12}", {key: round(value, 2) for key, value in row.items()}, flush=True)
-        longest_rows = {way.way: way.ask(do="run", samples=longest) for way in ways} if longest_too else {}
+        longest_rows = {way.way: way.ask(do="run", samples=longest) for way in ways} if not options.skip_longest else {}
         products_s = ways[0].ask(do="products", samples=[sample for batch in drawn[-1] for sample in batch])["s"]
     finally:
         for way in ways:
@@ -149,6 +152,7 @@ def measure(
         "max_tokens": max_tokens,
         "mean_length": round(statistics.mean(lengths), 1),
         "cut_share": round(sum(length == context for length in lengths) / POOL, 3),
+        "rounds": rounds,
         "samples_per_round": BATCH * steps,
         "losses_apart": max(losses.values()) - min(losses.values()),
         "ways": {way: figures(rows[way], longest_rows.get(way)) for way in names},
@@ -193,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="packed first, Trainer among them")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of products")
     parser.add_argument("--skip-longest", action="store_true", help="without the round over the 8 longest samples")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="batches of 8 in a round")
@@ -203,15 +208,15 @@ def main() -> None:
         for name in options.models:
             folder, context = model_folder(name, Path(scratch))
             print(name, flush=True)
-            result[name] = measure(
-                folder, context, options.rounds, options.steps, options.ways, not options.skip_longest
-            )
-            print(json.dumps(result[name], indent=2), flush=True)
+            row = measure(folder, context, options)
+            row |= {library: version(library) for library in ("torch", "transformers", "accelerate")}
+            row["cpu"] = torch.backends.cpu.get_cpu_capability()
+            result[f"{name}, {options.precision}"] = row
+            print(json.dumps(row, indent=2), flush=True)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        result |= {name: version(name) for name in ("torch", "transformers", "accelerate")}
-        result["cpu"] = torch.backends.cpu.get_cpu_capability()
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        before = json.loads(options.json.read_text("utf-8")) if options.json.is_file() else {}
+        options.json.write_text(json.dumps(before | result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from cascadevl.core.messages import Conversation, Text, Turn
 from cascadevl.data.batch import IGNORE, Batch, collate
 from cascadevl.data.packing import Packer
 from cascadevl.preprocessing.processor import ModelInputs, Processor
+from cascadevl.training.compute import autocast
 from cascadevl.training.config import OptimConfig
 from cascadevl.training.fit import FitState, fit
 from cascadevl.training.objectives.next_token import NextToken
@@ -87,9 +88,10 @@ def padded(samples: Sequence[ModelInputs]) -> list[ModelInputs]:
 class Ours:
     """`fit` over packs, over padded batches, or over samples one by one with eight to an update."""
 
-    def __init__(self, way: str, folder: Path, max_tokens: int) -> None:
+    def __init__(self, way: str, folder: Path, max_tokens: int, products: torch.dtype) -> None:
         self.way = way
         self.max_tokens = max_tokens
+        self.products = products
         self.parts = load_parts(folder, dtype=torch.float32, device="cpu")
         self.learned = choose(self.parts.model, ("vit", "mlp", "llm"))
 
@@ -132,7 +134,7 @@ class Ours:
             state=FitState(),
             observe=lambda state, loss, norm: None,
             save=lambda state: None,
-            learn=Step(weigh=objective.weight),
+            learn=Step(weigh=objective.weight, autocast=autocast(self.products, torch.device("cpu"))),
             accumulate=BATCH if self.way == "one by one" else 1,
         )
         return spent(*started) | {"steps": state.step, "computed_tokens": computed}
@@ -141,15 +143,16 @@ class Ours:
         """What the products of `run` take at the rate of a large one."""
         with FlopCounterMode(display=False) as counter:
             self.run(samples)
-        return counter.get_total_flops() / matmul_rate(torch.device("cpu"), torch.float32, seconds=2)
+        return counter.get_total_flops() / matmul_rate(torch.device("cpu"), self.products, seconds=2)
 
 
 class Peer:
     """transformers' Trainer over batches padded to their longest; samples come in the order of its sampler."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, products: torch.dtype) -> None:
         from transformers import InternVLForConditionalGeneration
 
+        self.products = products
         self.model: Any = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         spec = load_processor(folder).spec
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
@@ -197,6 +200,7 @@ class Peer:
             remove_unused_columns=False,
             dataloader_pin_memory=False,
             use_cpu=True,
+            bf16=self.products == torch.bfloat16,
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
@@ -221,7 +225,7 @@ def resident_mib(name: str) -> float:
 
 def main() -> None:
     """Orders are lines of JSON: the plan first (lengths, samples), then `loss`, `run`, `products` over samples."""
-    way, folder, max_tokens = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    way, folder, max_tokens, products = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), getattr(torch, sys.argv[4])
     torch.set_num_threads(1)
     if way == "Trainer":  # imports are not the question
         import transformers.models.internvl.modeling_internvl
@@ -232,7 +236,7 @@ def main() -> None:
         rows[number]
     Path("/proc/self/clear_refs").write_text("5")
     before_mib = resident_mib("VmRSS")
-    side = Peer(folder) if way == "Trainer" else Ours(way, folder, max_tokens)
+    side = Peer(folder, products) if way == "Trainer" else Ours(way, folder, max_tokens, products)
     print("@{}", flush=True)
     for line in sys.stdin:
         order = json.loads(line)

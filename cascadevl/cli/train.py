@@ -12,8 +12,8 @@ import tyro
 
 from cascadevl.checkpoints.layouts import locate
 from cascadevl.core.errors import ConfigError
-from cascadevl.recipes import pretrain, sft
-from cascadevl.training.config import TrainConfig, read_config
+from cascadevl.recipes import nano_stages, pretrain, sft
+from cascadevl.training.config import Precision, TrainConfig, read_config
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {**sft.RECIPES, **pretrain.RECIPES}
 """Recipe -> its config. nano, whose stages are its own, stands beside them."""
@@ -48,16 +48,24 @@ class Train:
 class Nano:
     """The embedded model from nothing, on rendered pictures: cascadevl train nano --out runs/nano
 
-    The run saves its state every few minutes; --resume goes on from there.
+    The run saves its state every few minutes; --resume goes on from there. To train nano on with everything it has
+    learned to do: cascadevl train nano --init nano --from-stage joint --out runs/more
     """
 
     out: Path
     """Folder of the run: log.jsonl, last/ (state), model/ (the result)."""
     init: str | None = None
-    """A model to start from instead of fresh weights: an embedded name, a folder, a hub id."""
+    """What to start from instead of fresh weights: a model (an embedded name, a folder, a hub id) or the folder of
+    another run of nano, whose last state is taken."""
+    from_stage: str | None = None
+    """Begin with this stage: letters, words, lines, everything or joint."""
+    precision: Precision = "auto"
+    """Of products; weights are float32 in any case. "auto" is bfloat16 where the processor has units for it. A run
+    goes on as it began."""
     resume: bool = False
     """Go on from the state in OUT."""
     seed: int = 0
+    """Of weights and of data: another one trains on with other pictures."""
 
 
 def main(arguments: list[str]) -> int:
@@ -124,12 +132,23 @@ def _nano(arguments: list[str]) -> int:
         raise ConfigError(f"{order.out} holds a run: add --resume to go on with it, or choose another --out.")
     if order.resume and not state.is_dir():
         raise ConfigError(f"{order.out} holds no run to go on with: leave --resume out to start one.")
-    if order.init is not None:
+    if order.resume and (order.init or order.from_stage):
+        raise ConfigError("--resume goes on where the run stands: leave --init and --from-stage out.")
+    if order.init is not None and not nano_stages.is_run(order.init):
         locate(order.init)
+    if order.from_stage is not None:
+        nano_stages.number_of(order.from_stage, nano_stages.stages())
 
-    from cascadevl.recipes import nano
+    from cascadevl.recipes import nano_run
 
-    nano.train(order.out, init=order.init, resume=order.resume, seed=order.seed)
+    nano_run.train(
+        order.out,
+        init=order.init,
+        from_stage=order.from_stage,
+        precision=order.precision,
+        resume=order.resume,
+        seed=order.seed,
+    )
     print(f"The model is in {order.out / 'model'}.")
     return 0
 

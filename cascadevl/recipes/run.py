@@ -22,6 +22,7 @@ from cascadevl.checkpoints.save_adapter import save_adapter
 from cascadevl.checkpoints.tiny import tiny_parts
 from cascadevl.core.config import to_dict
 from cascadevl.core.errors import ConfigError, SpecMismatch
+from cascadevl.core.files import writable_folder
 from cascadevl.core.task import Task
 from cascadevl.data.batch import Batch
 from cascadevl.data.loader import Loader
@@ -32,7 +33,7 @@ from cascadevl.distributed.mesh import World, joined
 from cascadevl.distributed.watchdog import Watchdog
 from cascadevl.gym import TASKS
 from cascadevl.models.lora import learned_changes
-from cascadevl.recipes import nano
+from cascadevl.recipes import nano_data
 from cascadevl.training.balance import Balanced, routers
 from cascadevl.training.compute import autocast, compile_parts, recompute, resolve_precision
 from cascadevl.training.config import TrainConfig, differences, read_config, write_config
@@ -79,7 +80,7 @@ def prepare(config: TrainConfig, out: Path, resume: bool, world: World) -> None:
             )
     world.wait()
     if world.is_first:
-        out.mkdir(parents=True, exist_ok=True)
+        writable_folder(out)
         write_config(config, path)
 
 
@@ -146,11 +147,11 @@ def open_loader(config: TrainConfig, parts: Parts, out: Path, world: World) -> L
 
 
 def gym_data(families: str, seed: int) -> list[Dataset]:
-    """Rendered tasks as data: `line+keyvalue`, a family as `nano.make_task` names it."""
+    """Rendered tasks as data: `line+keyvalue`, a family as `nano_data.make_task` names it."""
     unknown = [name for name in families.split("+") if name.partition(":")[0] not in TASKS]
     if unknown:
         raise ConfigError(f"The gym has no {unknown[0]!r}: expected families of {', '.join(TASKS)}, joined by +.")
-    return [Dataset(source=GymSource(name, nano.make_task(name, seed=seed))) for name in families.split("+")]
+    return [Dataset(source=GymSource(name, nano_data.make_task(name, seed=seed))) for name in families.split("+")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ class GymSource:
         return 1_000_000
 
     def __getitem__(self, index: int) -> Example:
-        return Example(nano.taught(self.task, self.task.sample(index)), f"gym:{self.name}:{index + 1}")
+        return Example(nano_data.taught(self.task, self.task.sample(index)), f"gym:{self.name}:{index + 1}")
 
 
 def make_objective(config: TrainConfig, parts: Parts) -> tuple[Objective, Callable[[Batch], float]]:

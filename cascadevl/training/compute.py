@@ -7,7 +7,7 @@ Products may be made in bf16 under autocast; norms, softmax and losses stay fp32
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,13 +16,14 @@ from torch.distributed._composable import checkpoint
 from cascadevl.core.errors import ConfigError
 from cascadevl.core.hardware import cpu_multiplies_bf16
 from cascadevl.models.internvl import InternVL
+from cascadevl.training.config import Precision
 
 
-def resolve_precision(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+def resolve_precision(wanted: Precision, device: torch.device) -> torch.dtype:
     """The type of products. bfloat16 is refused where a device takes 6 to 300 times as long for it as for float32."""
     fast = cpu_multiplies_bf16() if device.type == "cpu" else device.type == "cuda" and torch.cuda.is_bf16_supported()
     if wanted == "bfloat16" and not fast:
-        raise ConfigError(f"This {device.type} has no units for bfloat16: set compute.precision to auto or float32.")
+        raise ConfigError(f"This {device.type} has no units for bfloat16: set the precision to auto or float32.")
     return torch.bfloat16 if wanted != "float32" and fast else torch.float32
 
 

@@ -14,6 +14,8 @@ from cascadevl.core.config import from_dict, to_dict
 from cascadevl.core.errors import ConfigError
 from cascadevl.core.files import write_text
 
+Precision = Literal["auto", "float32", "bfloat16"]
+
 QUANTS = ("int8", "int4-g32", "int4-g64", "int4-g128")
 """What the matrices under a LoRA may be rounded to; widths must be multiples of a group."""
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -144,7 +146,7 @@ class ComputeConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Under torchrun each process takes a GPU of its own."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Of products. Learned weights, gradients and moments are float32 in any case; "auto" is bfloat16 where
     the device multiplies it fast."""
     recompute: bool = False
@@ -265,7 +267,7 @@ def read_config(path: Path) -> TrainConfig:
             data: Any = yaml.load(file, Loader)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {error}") from error
     return from_dict(TrainConfig, data, where=str(path))
 

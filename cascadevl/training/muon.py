@@ -3,7 +3,8 @@
 Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon): the momentum of a matrix is
 orthogonalised before it is applied, so that every direction learns at the same speed. Steps are scaled
 to the size of AdamW's (Moonlight, arXiv 2502.16982, eq. 4), so both share one learning rate. torch's
-own Muon works in bf16, which CPUs without bf16 units multiply many times slower than fp32.
+own Muon orthogonalises in bf16, which CPUs without bf16 units multiply many times slower than fp32:
+here the type is asked for.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,22 +18,23 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 @torch.no_grad()
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor, steps: int = 5, products: torch.dtype = torch.float32) -> Tensor:
     """(G, m, n) with m <= n -> the nearest matrices with orthonormal rows, roughly (Newton–Schulz)."""
     a, b, c = COEFFICIENTS
-    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(products)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+    return x.to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """Groups with "muon": True hold matrices; the others are stepped by AdamW."""
 
-    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], products: torch.dtype = torch.float32) -> None:
         defaults = {"lr": 1e-3, "weight_decay": 0.0, "momentum": 0.95, "betas": (0.9, 0.98), "eps": 1e-8, "muon": False}
         super().__init__(groups, defaults)
+        self.products = products
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -58,7 +60,7 @@ class Muon(torch.optim.Optimizer):
                     target, update = target.mT, update.mT
                 pending.setdefault((target.shape[0], target.shape[1]), []).append((target, update))
         for (_, columns), items in pending.items():
-            updates = orthogonalise(torch.stack([update for _, update in items]))
+            updates = orthogonalise(torch.stack([update for _, update in items]), products=self.products)
             for (target, _), update in zip(items, updates, strict=True):
                 target.add_(update, alpha=-group["lr"] * 0.2 * columns**0.5)
 
@@ -78,8 +80,15 @@ class Muon(torch.optim.Optimizer):
             parameter.addcdiv_(mean, deviation, value=-group["lr"] / (1 - beta1**at))
 
 
-def muon(named: Iterable[tuple[str, nn.Parameter]], *, lr: float, weight_decay: float) -> Muon:
-    """Hidden matrices to Muon; embeddings, outputs, norms and biases to AdamW without decay."""
+def muon(
+    named: Iterable[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    weight_decay: float,
+    products: torch.dtype = torch.float32,
+) -> Muon:
+    """Hidden matrices to Muon, orthogonalised in `products`; embeddings, outputs, norms and biases to AdamW without
+    decay."""
     hidden, rest = [], []
     for name, parameter in named:
         outside = "embed" in name or "lm_head" in name or name.startswith("out.")
@@ -88,5 +97,6 @@ def muon(named: Iterable[tuple[str, nn.Parameter]], *, lr: float, weight_decay: 
         [
             {"params": hidden, "muon": True, "weight_decay": weight_decay, "peak_lr": lr},
             {"params": rest, "peak_lr": lr},
-        ]
+        ],
+        products,
     )

@@ -97,3 +97,9 @@ def test_differences_are_told_by_their_dotted_names() -> None:
     one = sft_nano()
     other = evolve(one, seed=1, optim={"lr": 1.0, "betas": (0.5, 0.6)})
     assert differences(one, other) == ["seed", "optim.lr", "optim.betas"]
+
+
+def test_a_config_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"\x89PNG")
+    with pytest.raises(ConfigError, match="is no YAML"):
+        read_config(tmp_path / "config.yaml")

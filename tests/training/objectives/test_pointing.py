@@ -4,15 +4,18 @@ import itertools
 
 import torch
 
+from cascadevl.checkpoints.parts import Parts
+from cascadevl.data.batch import Batch
 from cascadevl.ops.attention import Layer, packed
-from cascadevl.recipes import nano
+from cascadevl.recipes.nano import new_parts
+from cascadevl.recipes.nano_data import GymBatches
 from cascadevl.training.objectives.pointing import Pointing
 
 
-def first_batch() -> tuple[nano.Parts, nano.Batch]:
-    parts = nano.new_parts()
+def first_batch() -> tuple[Parts, Batch]:
+    parts = new_parts()
     mixture = {"line:difficulty=easy": 1.0}
-    batches = nano.GymBatches(mixture=mixture, processor=parts.processor, max_tokens=512, max_tiles=9)
+    batches = GymBatches(mixture=mixture, processor=parts.processor, max_tokens=512, max_tiles=9)
     return parts, next(itertools.islice(batches, 1))
 
 
