@@ -115,10 +115,13 @@ class Bundle:
         self, messages: Messages, sampling: Sampling | None = None, *, max_tiles: int | None = None
     ) -> Iterator[str | Generation]:
         """Pieces of the answer; the last item is the Generation."""
+        sampling = Sampling() if sampling is None else sampling
+        if not isinstance(sampling, Sampling):
+            raise ConfigError(f"sampling must be a cascadevl.Sampling(…), got {type(sampling).__name__}.")
         started = time.perf_counter()
         inputs = self.preprocess(messages, max_tiles=max_tiles)
         preprocess_s = time.perf_counter() - started
-        for item in generate(self.parts, inputs, sampling or Sampling()):
+        for item in generate(self.parts, inputs, sampling):
             if isinstance(item, Generation):
                 item = dataclasses.replace(item, timings={"preprocess_s": preprocess_s, **item.timings})
             yield item

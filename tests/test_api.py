@@ -182,3 +182,32 @@ def test_rounded_weights_give_nearly_the_same_logits_and_are_saved_as_they_are(q
     assert not torch.equal(expected, found)
     rounded.save(tmp_path / "again")
     assert torch.equal(cascadevl.load(tmp_path / "again").logits(messages)[1], found)
+
+
+def test_half_a_character_is_refused_in_words_of_ours(bundle: cascadevl.Bundle) -> None:
+    with pytest.raises(MessageError, match="half of a character, which UTF-8 cannot hold"):
+        bundle.preprocess("Read \ud800 this.")
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1}, 5])
+def test_what_is_no_sampling_is_refused(sampling: Any, bundle: cascadevl.Bundle) -> None:
+    with pytest.raises(ConfigError, match="sampling must be a"):
+        bundle.generate("Hello", sampling)
+
+
+@pytest.mark.parametrize("model", [None, 3])
+def test_what_cannot_name_a_model_is_refused(model: Any) -> None:
+    with pytest.raises(CheckpointNotFound, match="A model is named by a text or a path, got"):
+        cascadevl.load(model)
+
+
+def test_a_place_that_takes_nothing_is_refused_before_any_work(bundle: cascadevl.Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="Nothing can be written to the folder"):
+        bundle.save(tmp_path / "file" / "model")
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_tile_limit_below_one_is_named(limit: int, bundle: cascadevl.Bundle) -> None:
+    with pytest.raises(ConfigError, match=f"max_tiles must be at least 1, got {limit}"):
+        bundle.ask("What?", [PICTURE], max_tiles=limit)

@@ -99,6 +99,8 @@ def locate(model: str | os.PathLike[str]) -> Path:
     Raises CheckpointNotFound for what is none of these, CheckpointError for a folder that is not a
     model. Does not import torch.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise CheckpointNotFound(f"A model is named by a text or a path, got {type(model).__name__} ({model!r:.80}).")
     name = os.fspath(model)
     if not name or max(map(len, name.split(os.sep))) > 255:
         empty = "longer than a path can be" if name else "empty"

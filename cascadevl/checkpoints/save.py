@@ -12,7 +12,7 @@ from cascadevl.checkpoints.pieces import rows_of
 from cascadevl.checkpoints.quantized_save import FewBits, Sources, placed, whole_parameters, write_settings
 from cascadevl.checkpoints.weights import write_shards
 from cascadevl.core.errors import ConfigError
-from cascadevl.core.files import atomic_folder, write_json, write_text
+from cascadevl.core.files import atomic_folder, writable_folder, write_json, write_text
 from cascadevl.models.linear import adapter_names
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -30,11 +30,12 @@ def save_parts(
 
 
 def check_target(target: Path, layout: str) -> None:
-    """Refuse, before any work, a layout that does not exist and a place that holds something else."""
+    """Refuse, before any work, a layout that does not exist and a place that holds something else or takes nothing."""
     if layout not in layouts():
         raise ConfigError(f"Unknown layout {layout!r}: expected {' or '.join(layouts())}.")
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file()):
         raise ConfigError(f"{target} exists and is no model folder: choose another place.")
+    writable_folder(target.parent)
 
 
 def write_parts(parts: Parts, folder: Path, layout: Layout, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:

@@ -18,7 +18,7 @@ from cascadevl.checkpoints.adapters import PREFIX, WEIGHTS
 from cascadevl.checkpoints.layouts import layouts
 from cascadevl.checkpoints.pieces import Piece, file_shapes
 from cascadevl.core.errors import ConfigError
-from cascadevl.core.files import atomic_folder, write_json, write_text
+from cascadevl.core.files import as_usual, atomic_folder, write_json, write_text
 from cascadevl.models.internvl import InternVL
 from cascadevl.models.lora import LearnedChange
 
@@ -57,6 +57,7 @@ def save_adapter(
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, work / WEIGHTS, {"format": "pt"}
         )
+        as_usual(work / WEIGHTS)
         write_json(work / CONFIG, _config(next(iter(changes.values())), ranks, stored_shapes, base))
         if extra is not None:
             write_json(work / "cascadevl.json", dict(extra))

@@ -90,6 +90,8 @@ def _followed(rows: Iterable[Checked], datasets: Sequence[Dataset]) -> Iterable[
 def _write_fixed(path: Path, look: rules.Check, datasets: Sequence[Dataset], tally: Tally) -> None:
     if path.suffix.lower() != ".jsonl":
         raise ConfigError(f"--fixed writes JSON lines: {str(path)!r} should end with .jsonl.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--fixed {path}: the folder {str(path.parent)!r} does not exist; make it first.")
     read = [dataset.source.rows.path for dataset in datasets if isinstance(dataset.source, FileSource)]
     if path.exists() and any(path.samefile(each) for each in read):
         raise ConfigError("--fixed would write over what is checked: name another file.")

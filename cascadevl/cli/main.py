@@ -5,6 +5,7 @@ and a verb's own file is imported when it is called.
 """
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -34,18 +35,22 @@ VERBS = {
 }
 """Verb -> (its file, one line of help). The file has `main(arguments: list[str]) -> int`."""
 
+OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+"""Disks that are full or closed to the user: whoever calls can mend them, and no report would."""
+
 DONE, OURS, THEIRS, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 the user's mistake, 1 ours."""
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if verb in ("-h", "--help"):
-        return _say(usage())
-    if verb in ("-V", "--version"):
-        return _say(f"cascadevl {cascadevl.__version__}")
     try:
-        code = _room(verb).main(rest)
+        if verb in ("-h", "--help"):
+            code = _say(usage())
+        elif verb in ("-V", "--version"):
+            code = _say(f"cascadevl {cascadevl.__version__}")
+        else:
+            code = _room(verb).main(rest)
         sys.stdout.flush()
         return code
     except UserError as mistake:
@@ -59,7 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
         # Python flushes stdout once more on its way out: let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            where = f" ({error.filename})" if error.filename else ""
+            print(f"error: {error.strerror}{where}. Make room, or choose a place you may use.", file=sys.stderr)
+            return THEIRS
         traceback.print_exc()
         print(
             f"error: this is our mistake, not yours (cascadevl {cascadevl.__version__}, verb {verb!r}). "

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cascadevl.core.errors import ConfigError
+
 
 def content_hash(data: bytes | str) -> str:
     """First 16 hexadecimal digits of SHA-256."""
@@ -37,15 +39,27 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
+def writable_folder(path: Path) -> Path:
+    """The folder, made if need be. Raises ConfigError where none can be, or nothing can be written to it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ConfigError(
+            f"Nothing can be written to the folder {str(path)!r}: {error.strerror}. Choose another place."
+        ) from error
+    return path
+
+
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Fill a temporary folder beside `target`, which replaces it when all went well.
 
-    On an error nothing of it is left and an older `target` stays as it was.
+    On an error nothing of it is left and an older `target` stays as it was. Raises ConfigError where nothing can be
+    written.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=writable_folder(target.parent)))
     try:
         as_usual(work)
         yield work

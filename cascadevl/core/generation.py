@@ -92,6 +92,9 @@ class Sampling:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
+        if not isinstance(self.stop, Sequence) or not all(isinstance(text, str) for text in self.stop):
+            raise ConfigError(f"Sampling: stop must be a text or several, got {self.stop!r:.80}.")
+        object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
         for name in ("max_new_tokens", "min_new_tokens", "top_k", "seed", "logprobs"):
             value = getattr(self, name)

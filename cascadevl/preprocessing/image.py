@@ -76,7 +76,7 @@ def open_image(source: Any, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image
     if width * height > limits.max_pixels:
         raise MediaError(
             f"{name} has {width}×{height} = {width * height:,} pixels; at most {limits.max_pixels:,} are "
-            "allowed. Scale it down or cut it, or raise `max_pixels`."
+            "allowed. Scale it down or cut it."
         )
     try:
         image.load()

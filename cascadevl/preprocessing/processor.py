@@ -13,7 +13,7 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 
 from cascadevl.core.config import fits
-from cascadevl.core.errors import MessageError
+from cascadevl.core.errors import ConfigError, MessageError
 from cascadevl.core.messages import Conversation, Image, Text, Turn, Video
 from cascadevl.core.shapes import Grid, num_tiles
 from cascadevl.preprocessing.image import MediaLimits, open_image
@@ -164,6 +164,8 @@ class Processor:
             return self._tiling
         if not fits(int, max_tiles):
             raise MessageError(f"max_tiles must be a whole number, got {max_tiles!r}.")
+        if max_tiles < 1:
+            raise ConfigError(f"max_tiles must be at least 1, got {max_tiles}.")
         return dataclasses.replace(self._tiling, max_tiles=max_tiles, min_tiles=min(self.spec.min_tiles, max_tiles))
 
     def _disarmer(self, conversation: Conversation) -> "_Disarmer":

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from tokenizers import AddedToken, models, pre_tokenizers, trainers
 
-from cascadevl.core.errors import CheckpointError, UserError
+from cascadevl.core.errors import CheckpointError, MessageError, UserError
 from cascadevl.preprocessing.parse import CHANNEL, MESSAGE, ChannelReader
 from cascadevl.preprocessing.tokenizer_files import MODEL_FILE, SPECIAL_TOKENS, added_tokens, config_of, texts
 from cascadevl.preprocessing.tokenizer_json import JsonBackend, byte_level, qwen_definition
@@ -114,9 +114,15 @@ class TextTokenizer:
         """Plain text to ids as it stands behind a control token; no control token can come out.
 
         `inside`: it goes on with a text that was encoded before. Only tokenizers that put a space
-        before words make a difference.
+        before words make a difference. Raises MessageError for what UTF-8 cannot hold.
         """
-        ids = self.backend.encode(text, inside) if text else []
+        try:
+            ids = self.backend.encode(text, inside) if text else []
+        except (TypeError, UnicodeEncodeError) as error:  # the libraries' words for a lone surrogate
+            raise MessageError(
+                f"The text {text!r:.80} has half of a character, which UTF-8 cannot hold: read it in the encoding that "
+                "it was written in."
+            ) from error
         if self._names.keys().isdisjoint(ids):
             return ids
         # An entry of the model itself, such as InternLM2's [UNUSED_TOKEN_146] under <|im_start|>: spelled out.

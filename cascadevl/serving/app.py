@@ -256,6 +256,7 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
         ("/metrics", service.prometheus),
     ):
         app.add_api_route(path, endpoint, methods=["GET"])
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     add_page(app)
     app.add_exception_handler(HTTPException, _no_route)
     known = {route.path for route in app.routes if isinstance(route, APIRoute)}

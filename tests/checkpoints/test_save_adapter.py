@@ -63,6 +63,8 @@ def test_the_config_names_its_targets_as_people_do(tmp_path: Path) -> None:
     assert "model.language_model.layers.0.self_attn.q_proj" in config["target_modules"]
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (3, 6.0, "OpenGVLab/X")
     assert json.loads((tmp_path / "adapter" / "cascadevl.json").read_text()) == {"spec_hash": "a"}
+    # Whoever may read the config, a server with a user of its own perhaps, may read the weights.
+    assert len({path.stat().st_mode for path in (tmp_path / "adapter").iterdir()}) == 1
     _, model = learned("qwen3", ("*.mlp.down_proj",))
     save_adapter(model, learned_changes(model, NAME), tmp_path / "down", base="x")
     assert json.loads((tmp_path / "down" / "adapter_config.json").read_text())["target_modules"] == ["down_proj"]

@@ -76,7 +76,7 @@ def test_tokens_are_counted_as_a_model_does(command, rows, tiny):
 
 def test_the_copy_never_takes_the_place_of_what_is_checked(command, rows):
     before = rows.read_bytes()
-    for words in (("--fixed", rows), ("--fixed", "copy.parquet")):
+    for words in (("--fixed", rows), ("--fixed", "copy.parquet"), ("--fixed", "nowhere/copy.jsonl")):
         ran = command("data", "check", rows, *words, torch=False)
         assert ran.code == 2
         assert ran.err.startswith("error: --fixed")

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -37,6 +38,9 @@ def test_unknown_verb_names_the_nearest(capsys):
         (ConfigError("too few."), 2, "error: too few.\n"),
         (KeyboardInterrupt(), 130, ""),
         (ZeroDivisionError("oops"), 1, "this is our mistake, not yours"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.txt"), 2, "error: No space left on device (a.txt). Make"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.txt"), 2, "error: Permission denied (a.txt)."),
+        (OSError(errno.EIO, "Input/output error"), 1, "this is our mistake, not yours"),
     ],
 )
 def test_exit_code_tells_whose_mistake_it_was(raised, code, said, monkeypatch, capsys):
@@ -61,9 +65,10 @@ def test_debug_shows_the_traceback_of_a_users_mistake(monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_closed_pipe_is_quiet(tmp_path: Path):
+@pytest.mark.parametrize("words", ["doctor", "--help"])
+def test_closed_pipe_is_quiet(words: str):
     process = subprocess.Popen(
-        [sys.executable, "-m", "cascadevl", "doctor"],
+        [sys.executable, "-m", "cascadevl", words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

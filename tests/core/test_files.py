@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from cascadevl.core import files
-from cascadevl.core.files import atomic_folder, canonical_json, content_hash, write_json, write_text
+from cascadevl.core.errors import ConfigError
+from cascadevl.core.files import (
+    atomic_folder,
+    canonical_json,
+    content_hash,
+    writable_folder,
+    write_json,
+    write_text,
+)
 
 
 def _tree(folder: Path) -> dict[str, str]:
@@ -83,3 +91,12 @@ def test_the_old_folder_comes_back_when_the_last_step_fails(tmp_path: Path, monk
         (work / "a").write_text("new")
     assert _tree(tmp_path) == {"model/a": "old"}
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_place_that_takes_nothing_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"Nothing can be written to the folder '.*file': .*Choose another place"):
+        writable_folder(tmp_path / "file")
+    with pytest.raises(ConfigError, match="Choose another place"), atomic_folder(tmp_path / "file" / "model"):
+        pass
+    assert writable_folder(tmp_path / "a" / "b").is_dir() and not list((tmp_path / "a" / "b").iterdir())

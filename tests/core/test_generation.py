@@ -52,6 +52,13 @@ def test_values_of_another_type_are_refused_by_name(bad: dict[str, Any]) -> None
         Sampling(**bad)
 
 
+@pytest.mark.parametrize("bad", [3, [3], ("a", None), {"a"}])
+def test_stop_texts_are_texts(bad: Any) -> None:
+    with pytest.raises(ConfigError, match="stop must be a text or several, got"):
+        Sampling(stop=bad)
+    assert hash(Sampling(stop=["a"])) == hash(Sampling(stop=("a",)))  # type: ignore[arg-type]
+
+
 def test_a_single_stop_text_is_taken_as_one() -> None:
     assert Sampling(stop="\n\n").stop == ("\n\n",)  # type: ignore[arg-type]
 

@@ -303,7 +303,7 @@ def test_a_server_that_loads_its_model_is_waited_for(monkeypatch):
     with fake_running(Fake(loading=1)) as fake:
         assert asyncio.run(connect(Target.of(fake.url), None, {}, 5.0, Traffic())).model == "fake"
     monkeypatch.setattr("cascadevl.serving.load.client.LOADING_S", 0.0)
-    with fake_running(Fake(loading=9)) as fake, pytest.raises(ConfigError, match="not ready .* Loading model"):
+    with fake_running(Fake(loading=9)) as fake, pytest.raises(ConfigError, match=r"not ready .* Loading model"):
         asyncio.run(connect(Target.of(fake.url), None, {}, 5.0, Traffic()))
 
 

@@ -93,8 +93,10 @@ def test_a_key_guards_everything_but_health(parts):
                 assert json.loads(response.read())["error"]["code"] == "invalid_api_key"
                 connection.close()
         connection = http.client.HTTPConnection(host, timeout=PATIENCE_S)
-        connection.request("GET", "/health")
-        assert connection.getresponse().status == 200
+        for method in ("GET", "HEAD"):  # monitors ask with HEAD
+            connection.request(method, "/health")
+            response = connection.getresponse()
+            assert response.status == 200 and bool(response.read()) == (method == "GET")
         connection.close()
 
 

@@ -25,6 +25,12 @@ def test_python_blocks_parse(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_of_tests_and_benchmarks_exist(page):
+    for path in re.findall(r"\b((?:tests|benchmarks|examples)/[\w/]+\.py)\b", page.read_text()):
+        assert (ROOT / path).is_file(), f"{page.name} names {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_name_verbs_that_exist(page):
     for code in blocks(page, "bash", "sh", "console"):
         for verb in re.findall(r"(?:\bcascadevl|\./run) ([a-z]+)", code):

@@ -27,7 +27,7 @@ from cascadevl.apps.ocr_consensus.review import Expert, Review, review
 from cascadevl.apps.ocr_consensus.transcript import SHOWN, Transcript
 from cascadevl.apps.ocr_consensus.vote import TRUST, compare, with_expert
 from cascadevl.core.errors import ConfigError
-from cascadevl.core.files import canonical_json, content_hash, write_json, write_text
+from cascadevl.core.files import canonical_json, content_hash, writable_folder, write_json, write_text
 from cascadevl.scoring.lattice import rapidfuzz_levenshtein
 
 LOST = 0.3
@@ -99,7 +99,7 @@ class Run:
         rapidfuzz_levenshtein()
         if self.pdf:
             require_pikepdf()
-        self.out.mkdir(parents=True, exist_ok=True)
+        writable_folder(self.out)
         with _alone(self.out), contextlib.ExitStack() as ending:
             for desk in self.desks:
                 ending.callback(desk.close)
@@ -136,7 +136,7 @@ class Run:
 
     def read(self, source: Source, desk: Desk) -> dict[str, Any]:
         """One page, for those who share out pages in their own way; a later call of the run finds it finished."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        writable_folder(self.out)
         return attempt(self._read_page, source, desk)
 
     def _read_page(self, source: Source, desk: Desk) -> dict[str, Any]:
