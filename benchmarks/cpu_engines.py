@@ -12,7 +12,7 @@ Nothing named: only the table of goals, of what OUT has; new results are added t
 their own (PYTHON: its interpreter), each contender in a process of its own that does what it is told over a pipe, one
 at a time, in turns; medians. Every contender reads the same weights: those of the GGUF file, made fp32, and rounded by
 its own means. Ours keeps the output matrix in int8, or in 4 bits (head4), and keys and values in fp32, or in 8 bits
-(kv8).
+(kv8); weights are rounded to nearest, or by GPTQ on docstrings of Python's library (gptq; needs head4).
 """
 
 import argparse
@@ -38,9 +38,10 @@ OURS = (
     "ours int4-g32-zeros",
     "ours int4-g32-zeros kv8",
     "ours int4-g32-zeros head4 kv8",
+    "ours int4-g32-zeros gptq head4 kv8",
 )
 PEERS = ("llama.cpp Q4_0", "llama.cpp Q8_0", "onnxruntime-genai int4", "ctranslate2 int8", "transformers fp32")
-BUSY = ("ours int4-g32-zeros", "ours int4-g32-zeros head4 kv8", "llama.cpp Q4_0")
+BUSY = ("ours int4-g32-zeros", "ours int4-g32-zeros gptq head4 kv8", "llama.cpp Q4_0")
 LONG_PAIR = ("ours int4-g32-zeros", "ours int4-g32-zeros kv8")
 
 Row = dict[str, float]

@@ -4,17 +4,22 @@ import sys
 
 sys.path.pop(0)  # scripts beside this one have the names of packages
 
+import ast
 import ctypes
 import hashlib
 import json
 import pydoc_data.topics
+import re
 import subprocess
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+CALIBRATION_WINDOWS, WINDOW = 48, 512
 
 
 class Engine(Protocol):
@@ -55,7 +60,7 @@ def log_softmax_at(logits_TV: np.ndarray, ids: list[int]) -> np.ndarray:
 
 
 class Ours:
-    def __init__(self, name: str, gguf: Path, threads: int) -> None:
+    def __init__(self, name: str, gguf: Path, work: Path, threads: int) -> None:
         import dataclasses
 
         import torch
@@ -78,10 +83,14 @@ class Ours:
         _, weights, *rest = name.split()
         decoder = parts.model.language_model
         if weights != "fp32":
-            quantize_linears(decoder.model, lambda _: True, FORMATS[weights])
             head = torch.nn.Linear(decoder.config.hidden_size, decoder.config.vocab_size, bias=False, device="meta")
             head.weight = torch.nn.Parameter(decoder.model.embed_tokens.weight.detach(), requires_grad=False)
-            decoder.lm_head = QuantLinear.of(head, FORMATS[weights if "head4" in rest else "int8-g64"])  # type: ignore[assignment]
+            decoder.lm_head = head
+            if "gptq" in rest:
+                self._compensated(weights, work)
+            else:
+                quantize_linears(decoder.model, lambda _: True, FORMATS[weights])
+                decoder.lm_head = QuantLinear.of(head, FORMATS[weights if "head4" in rest else "int8-g64"])  # type: ignore[assignment]
         config = EngineConfig(
             cache_bytes=1_000_000_000, prefix_cache=False, kv_format="int8" if "kv8" in rest else "auto"
         )
@@ -89,6 +98,27 @@ class Ours:
         cache = self.engine.runner.cache
         kept_bytes = cache.keys.num_bytes + cache.values.num_bytes
         self.page_bytes = kept_bytes / (self.engine.pool.num_pages + 1)
+
+    def _compensated(self, weights: str, work: Path) -> None:
+        """Rounded by GPTQ, the output matrix too; made once, as the peers' files are."""
+        from safetensors.torch import load_file, save_file
+
+        from cascadevl.engine.gptq import round_weights
+        from cascadevl.models.quant_linear import few_bits, put
+        from cascadevl.ops.formats import FORMATS, Quantized
+
+        decoder, file = self.parts.model.language_model, work / f"ours-{weights}-gptq.safetensors"
+        if not file.exists():
+            round_weights(self.parts.model, map(self.inputs, calibration(work)), FORMATS[weights], head=True)
+            part = file.with_suffix(".part")
+            layers = {name: layers[0].quantized for name, layers in few_bits(decoder).items()}
+            save_file({f"{n} {kind}": t for n, q in layers.items() for kind, t in q.tensors().items()}, part)
+            part.rename(file)
+            return
+        tensors = load_file(file)
+        for name in {key.split()[0] for key in tensors}:
+            kinds = {key.split()[1]: tensor for key, tensor in tensors.items() if key.split()[0] == name}
+            put(decoder, name, Quantized(FORMATS[weights], **kinds))
 
     def inputs(self, ids: list[int]) -> Any:
         from cascadevl.preprocessing.processor import ModelInputs
@@ -299,7 +329,7 @@ class Transformers:
 
 def made(name: str, gguf: Path, work: Path, threads: int) -> Engine:
     kinds: dict[str, Callable[[], Engine]] = {
-        "ours": lambda: Ours(name, gguf, threads),
+        "ours": lambda: Ours(name, gguf, work, threads),
         "llama.cpp": lambda: LlamaCpp(name, gguf, work, threads),
         "onnxruntime-genai": lambda: Genai(work, threads),
         "ctranslate2": lambda: Translate(work, threads),
@@ -316,6 +346,34 @@ def held_out(work: Path) -> tuple[str, list[int]]:
     digest, version = hashlib.sha256(text.encode()).hexdigest()[:12], sys.version.split()[0]
     name = f"pydoc_data.topics of Python {version} (PSF licence), sha256 {digest}"
     return name, Tokenizer.from_file(str(work / "hf" / "tokenizer.json")).encode(text).ids
+
+
+def calibration(work: Path) -> list[list[int]]:
+    """What rounding is fitted to: docstrings of Python's own library, in windows of 512 tokens.
+
+    One that shares eight words in a row with the held-out text is left out.
+    """
+    from tokenizers import Tokenizer
+
+    held = phrases("\n\n".join(pydoc_data.topics.topics.values()))
+    found: dict[str, None] = {}
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for file in sorted(library.rglob("*.py")):
+        if not {"pydoc_data", "site-packages", "test", "lib2to3"} & set(file.relative_to(library).parts):
+            for node in ast.walk(ast.parse(file.read_bytes())):
+                kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+                said = ast.get_docstring(node) if isinstance(node, kinds) else None
+                if said and len(said) > 300 and not phrases(said) & held:
+                    found[said] = None
+    texts = np.random.default_rng(0).permutation(list(found)).tolist()
+    ids = Tokenizer.from_file(str(work / "hf" / "tokenizer.json")).encode("\n\n".join(texts)).ids
+    return [ids[first : first + WINDOW] for first in range(0, CALIBRATION_WINDOWS * WINDOW, WINDOW)]
+
+
+def phrases(text: str) -> set[tuple[str, ...]]:
+    """Eight words in a row."""
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[at : at + 8]) for at in range(len(words) - 7)}
 
 
 def forget_peak() -> None:

@@ -29,6 +29,9 @@ class Order:
     calibration: str = "gym"
     """gym: drawn pictures. none: round to nearest. Or JSON lines with OpenAI `messages` that end with an answer, of
     which every fourth is held out for the card."""
+    method: str = "gptq"
+    """What calibration does: gptq (weights make up for each other's rounding), awq (large inputs get finer weights),
+    or awq+gptq."""
     lm_head: bool = False
     """Round the output matrix too; one tied to the embeddings becomes a matrix of its own."""
     vision: bool = False
@@ -48,10 +51,12 @@ def main(arguments: list[str]) -> int:
     from cascadevl.recipes.quantize import Quantize, quantize_folder
 
     kv: Any = order.kv  # Quantize refuses what it does not know.
+    method: Any = order.method
     settings = Quantize(
         weights=order.weights,
         kv=kv,
         calibration=order.calibration,
+        method=method,
         lm_head=order.lm_head,
         vision=order.vision,
         max_kl=order.max_kl,

@@ -53,8 +53,7 @@ class Runner:
         self, model: InternVL, cache: PagedCache, scratch_page: int, *, invariant: bool, graphs: bool = True
     ) -> None:
         self.model, self.cache = model, cache
-        # Asked for at every step, and modules are slow to find them.
-        self._device, self._embeddings = model.device, model.language_model.model.embed_tokens.weight
+        self._device = model.device  # asked for at every step, and modules are slow to find it
         self.scratch_page, self.invariant = scratch_page, invariant
         config = model.config.decoder
         self.most_pages = min(len(cache.keys.numbers[0]), -(-config.rope.longest // cache.page_size))
@@ -87,7 +86,7 @@ class Runner:
         token_ids = np.array([token for piece in pieces for token in piece.token_ids], np.int64)
         token_ids_T = torch.from_numpy(token_ids).to(device)
         visual = [piece.visual_TD for piece in pieces if piece.visual_TD is not None]
-        embed_TD = self._embeddings.index_select(0, token_ids_T)
+        embed_TD = self.model.language_model.embed(token_ids_T)
         if visual:
             embed_TD = self.model.splice(embed_TD, token_ids_T, torch.cat(visual).to(device))
         lengths_T = None

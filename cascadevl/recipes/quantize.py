@@ -1,8 +1,9 @@
 """A model becomes one of few bits: scale, round, write, load again, compare, and refuse what lost too much.
 
-Paper: AWQ, arXiv 2306.00978 (`engine/calibrate.py` says what differs). Tower, projector, embeddings and output matrix
-stay whole unless asked. Command: `cascadevl quantize nano --out nano-int4 --weights int4-g64`. Hardware: one CPU core;
-memory for the model in fp32, twice while it is compared.
+Papers: AWQ, arXiv 2306.00978, and GPTQ, arXiv 2210.17323 (`engine/calibrate.py` and `ops/gptq.py` say what differs).
+Tower, projector, embeddings and output matrix stay whole unless asked. Command:
+`cascadevl quantize nano --out nano-int4 --weights int4-g64`. Hardware: one CPU core; memory for the model in fp32,
+twice while it is compared.
 """
 
 import dataclasses
@@ -12,7 +13,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from statistics import fmean
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -27,6 +29,7 @@ from cascadevl.core.files import atomic_folder
 from cascadevl.core.messages import Conversation, Text, Turn
 from cascadevl.core.precision import KV_FORMATS, KVFormat
 from cascadevl.engine.calibrate import Scaled, scale_weights
+from cascadevl.engine.gptq import Rounded, round_weights
 from cascadevl.gym import TASKS
 from cascadevl.models.quant_linear import few_bits, quantize_decoder, quantize_linears
 from cascadevl.ops.formats import FORMATS
@@ -40,6 +43,9 @@ HELD_OUT_EVERY = 4
 """Of a user's samples, which are held out."""
 
 
+Method = Literal["gptq", "awq", "awq+gptq"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantize:
     """How to round, and how much may be lost."""
@@ -50,6 +56,8 @@ class Quantize:
     """What the engine keeps keys and values in; only written down. auto: the engine decides."""
     calibration: str = "gym"
     """gym, none (round to nearest), or a file of JSON lines with `messages` that end with an answer."""
+    method: Method = "gptq"
+    """What calibration does: weights make up for each other's rounding (gptq), are scaled before it (awq), or both."""
     lm_head: bool = False
     """Round the output matrix too; one that is tied to the embeddings becomes a matrix of its own."""
     vision: bool = False
@@ -66,6 +74,8 @@ class Quantize:
             raise ConfigError(f"weights={self.weights!r} is no format we know: expected {', '.join(FORMATS)}.")
         if self.kv not in ("auto", *KV_FORMATS):
             raise ConfigError(f"kv={self.kv!r} is no format we know: expected auto, {', '.join(KV_FORMATS)}.")
+        if self.method not in get_args(Method):
+            raise ConfigError(f"method={self.method!r} is none we know: expected {', '.join(get_args(Method))}.")
         if self.num_samples < 1 or not self.max_kl > 0:
             raise ConfigError(f"num_samples and max_kl must be above 0, got {self.num_samples} and {self.max_kl}.")
 
@@ -77,7 +87,7 @@ def quantize_folder(model: str | os.PathLike[str], out: Path, settings: Quantize
     check_target(out, layout)
     calibrating, held_out = samples(settings)
     stored = load_parts(model, dtype="stored", device="cpu").model.dtype
-    parts, scaled = round_parts(load_parts(model, dtype="float32", device="cpu"), settings, calibrating)
+    parts, made = round_parts(load_parts(model, dtype="float32", device="cpu"), settings, calibrating)
     parts.model.to(stored)
     with atomic_folder(out) as work:
         write_parts(_with_card(parts, settings), work, layouts()[layout])
@@ -85,7 +95,7 @@ def quantize_folder(model: str | os.PathLike[str], out: Path, settings: Quantize
         gc.collect()
         quality = compare(load_parts(model, dtype="float32"), load_parts(work, dtype="float32"), held_out)
         quality = dataclasses.replace(quality, bytes_whole=weight_bytes(folder), bytes=weight_bytes(work))
-        write_card(work, quality, _made(model, settings, scaled))
+        write_card(work, quality, _made(model, settings, made))
         if quality.kl_mean > settings.max_kl and not settings.force:
             raise ConfigError(
                 f"{settings.weights} loses too much: a mean KL of {quality.kl_mean:.4f} nats per token, "
@@ -95,21 +105,25 @@ def quantize_folder(model: str | os.PathLike[str], out: Path, settings: Quantize
     return quality
 
 
-def round_parts(parts: Parts, settings: Quantize, calibrating: Sequence[Conversation]) -> tuple[Parts, list[Scaled]]:
-    """Scale and round the weights of a model in place. Gives what it became, and the scales found."""
+def round_parts(
+    parts: Parts, settings: Quantize, calibrating: Sequence[Conversation]
+) -> tuple[Parts, list[Scaled | Rounded]]:
+    """Scale and round the weights of a model in place. Gives what it became, and what that did to single layers."""
     if few_bits(parts.model):
         raise CheckpointError(f"{parts.name} is of few bits already: quantize the model that it was made of.")
-    format, model = FORMATS[settings.weights], parts.model
-    if settings.lm_head and model.language_model.lm_head is None:
+    format, model, head, vision = FORMATS[settings.weights], parts.model, settings.lm_head, settings.vision
+    if head and model.language_model.lm_head is None:
         _untie(parts)
-    scaled = []
-    if calibrating:
-        inputs = map(parts.processor, calibrating)
-        scaled = scale_weights(model, inputs, format, head=settings.lm_head, vision=settings.vision)
-    quantize_decoder(model.language_model, format, head=settings.lm_head)
-    if settings.vision:
-        quantize_linears(model, lambda name: name.startswith(("vision_model.", "mlp1.", "mlp2.")), format)
-    return dataclasses.replace(parts, kv_cache=settings.kv), scaled
+    inputs, made = [parts.processor(conversation) for conversation in calibrating], list[Scaled | Rounded]()
+    if inputs and "awq" in settings.method:
+        made += scale_weights(model, inputs, format, head=head, vision=vision)
+    if inputs and "gptq" in settings.method:
+        made += round_weights(model, inputs, format, head=head, vision=vision)
+    else:
+        quantize_decoder(model.language_model, format, head=head)
+        if vision:
+            quantize_linears(model, lambda name: name.startswith(("vision_model.", "mlp1.", "mlp2.")), format)
+    return dataclasses.replace(parts, kv_cache=settings.kv), made
 
 
 def _untie(parts: Parts) -> None:
@@ -167,12 +181,15 @@ def read_rows(path: Path) -> list[Conversation]:
     return rows
 
 
-def _made(model: str | os.PathLike[str], settings: Quantize, scaled: Sequence[Scaled]) -> dict[str, Any]:
+def _made(model: str | os.PathLike[str], settings: Quantize, layers: Sequence[Scaled | Rounded]) -> dict[str, Any]:
     made: dict[str, Any] = {"source": str(model), "cascadevl": cascadevl.__version__, **dataclasses.asdict(settings)}
-    if scaled:
+    if scaled := [layer for layer in layers if isinstance(layer, Scaled)]:
         made["scaled"] = sum(each.alpha > 0 for each in scaled)
-        made["output error before scaling"] = sum(each.error_plain for each in scaled) / len(scaled)
-        made["output error"] = sum(each.error for each in scaled) / len(scaled)
+        made["output error before scaling"] = fmean(each.error_plain for each in scaled)
+        made["output error"] = fmean(each.error for each in scaled)
+    if rounded := [layer for layer in layers if isinstance(layer, Rounded)]:
+        made["output error of rounding to nearest"] = fmean(each.error_nearest for each in rounded)
+        made["output error"] = fmean(each.error for each in rounded)
     return made
 
 

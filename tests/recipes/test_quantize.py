@@ -13,9 +13,13 @@ from cascadevl.checkpoints.tiny import write_tiny
 from cascadevl.core.config import evolve
 from cascadevl.core.errors import CheckpointError, ConfigError, MessageError
 from cascadevl.core.messages import Conversation
+from cascadevl.engine.calibrate import Scaled
+from cascadevl.engine.gptq import Rounded
 from cascadevl.models.quant_linear import few_bits
+from cascadevl.ops.formats import FORMATS
+from cascadevl.ops.quantize import quantize
 from cascadevl.recipes.quality import compare
-from cascadevl.recipes.quantize import Quantize, gym_samples, quantize_folder, read_rows, samples
+from cascadevl.recipes.quantize import Quantize, gym_samples, quantize_folder, read_rows, round_parts, samples
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,26 @@ def test_the_figures_are_those_of_the_written_folder(folder: Path, rows: Path, t
     assert quality.num_tokens == total
     assert quality.kl_mean == pytest.approx(sum(divergences) / total, rel=1e-3)
     assert quality.token_agreement == pytest.approx(correct / total)
+
+
+def test_each_method_rounds_in_its_own_way_and_the_card_says_how(folder: Path, rows: Path) -> None:
+    rounded = {}
+    for method in ("gptq", "awq", "awq+gptq"):
+        settings = Quantize(weights="int4-g32", calibration=str(rows), method=method)
+        parts, layers = round_parts(load_parts(folder, dtype="float32"), settings, samples(settings)[0])
+        layer = few_bits(parts.model)["language_model.model.layers.1.mlp.down_proj.weight"][0]
+        rounded[method] = layer.quantized.quants
+        assert {type(each) for each in layers} == {"gptq": {Rounded}, "awq": {Scaled}}.get(method, {Rounded, Scaled})
+    gptq, awq, both = rounded.values()
+    assert not torch.equal(gptq, awq) and not torch.equal(awq, both) and not torch.equal(gptq, both)
+
+
+def test_without_calibration_weights_are_rounded_to_nearest(folder: Path) -> None:
+    whole = load_parts(folder, dtype="float32").model
+    parts, layers = round_parts(load_parts(folder, dtype="float32"), Quantize(weights="int4-g32"), [])
+    for name, (layer,) in few_bits(parts.model).items():
+        assert torch.equal(layer.quantized.quants, quantize(whole.get_parameter(name), FORMATS["int4-g32"]).quants)
+    assert not layers
 
 
 def test_a_model_loses_nothing_against_itself(folder: Path, rows: Path) -> None:
@@ -121,6 +145,7 @@ def test_a_model_of_few_bits_is_not_rounded_again(folder: Path, rows: Path, tmp_
     [
         ({"weights": "int5"}, "'int5' is no format we know: expected int8"),
         ({"kv": "int3"}, "'int3' is no format we know: expected auto"),
+        ({"method": "hqq"}, "'hqq' is none we know: expected gptq, awq, awq.gptq"),
         ({"max_kl": 0.0}, "max_kl must be above 0"),
     ],
 )
