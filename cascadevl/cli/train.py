@@ -105,7 +105,7 @@ def _base(arguments: list[str]) -> tuple[TrainConfig, str, list[str]]:
         raise ConfigError(f"The recipe comes first: cascadevl train RECIPE {first} … `cascadevl train` lists them.")
     if first not in RECIPES:
         close = _near(first)
-        raise ConfigError(f"There is no recipe {first!r}. {close} `cascadevl train --help` lists all.")
+        raise ConfigError(f"There is no recipe {first!r}.{close} `cascadevl train --help` lists all.")
     return RECIPES[first](), first, rest
 
 
@@ -122,7 +122,7 @@ def check(order: Train) -> None:
     if not config.init.startswith("tiny:"):
         locate(config.init)
     if not config.data.startswith("gym:") and not Path(config.data).exists():
-        raise ConfigError(f"There are no data at {config.data!r}: expected a JSONL, a folder, or a meta file.")
+        raise ConfigError(f"There are no data at {config.data!r}: expected JSONL, parquet, a tar, a folder, or a meta file.")
 
 
 def _nano(arguments: list[str]) -> int:
@@ -171,7 +171,7 @@ def _line(name: str) -> str:
 
 def _near(name: str) -> str:
     close = difflib.get_close_matches(name, ["nano", *RECIPES], n=1)
-    return f"Did you mean {close[0]!r}?" if close else ""
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _value(arguments: Sequence[str], flag: str) -> str | None:

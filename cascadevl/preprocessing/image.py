@@ -117,9 +117,7 @@ def find_media(source: Any, max_bytes: int, kind: Kind = "picture") -> tuple[str
     elif isinstance(source, str):
         return _find_file(source, max_bytes, kind)
     else:
-        raise MediaError(
-            f"A {kind} cannot be a {type(source).__module__}.{type(source).__qualname__}. Expected {_SOURCES[kind]}."
-        )
+        raise MediaError(f"A value of type {type(source).__qualname__} is no {kind}. Expected {_SOURCES[kind]}.")
     if not data:
         raise _no_bytes(name, kind)
     if len(data) > max_bytes:

@@ -212,7 +212,7 @@ class Listed:
         try:
             image = open_image(self._sources[index], self._limits)
         except MediaError as problem:
-            raise MediaError(f"Frame {index + 1} of {self.name}: {problem}") from None
+            raise MediaError(f"{self.name}, frame {index + 1}: {problem}") from None
         _check_pixels(image.size, self.name, self._limits)
         return image
 

@@ -330,11 +330,11 @@ def test_what_is_no_video_is_refused_with_a_reason(tmp_path: Path, plain: Path, 
     refused("http://127.0.0.1/a.mp4", "not fetched", "the video itself as bytes")
     refused("data:video/mp4,abc", "data:video/mp4;base64,")
     refused(tmp_path / "empty", "holds no pictures")
-    refused(tmp_path / "broken", "Frame 1 of", "no picture")
+    refused(tmp_path / "broken", "frame 1:", "no picture")
     refused([], "holds no pictures")
     refused([Image.new("RGB", (2, 2))], "no times", start_s=1.0)
-    refused([3], "Frame 1 of The list", "cannot be a builtins.int")
-    refused(7, "A video cannot be a builtins.int", "a folder of frames")
+    refused([3], "The list of frames, frame 1", "type int is no picture")
+    refused(7, "type int is no video", "a folder of frames")
     assert capfd.readouterr().err == ""
 
 
