@@ -40,17 +40,20 @@ static double now_s(void) {
     return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
-// Compute an item of the loop now announced, if one is left.
+// Compute some items of the loop now announced, if any are left: neighbours, since each fetches what the next one
+// reads, and fewer towards the end, so that all are done at the same time.
 static int take(int thread) {
     uint64_t next = atomic_load_explicit(&pool.next, memory_order_acquire);
     for (;;) {
-        int item = (int32_t)next;
-        if (item >= pool.num_items) return 0;
+        int item = (int32_t)next, left = pool.num_items - item;
+        if (left <= 0) return 0;
+        int num = left / (2 * (atomic_load_explicit(&pool.num_helpers, memory_order_relaxed) + 1));
+        if (num < 1) num = 1;
         // Succeeds only if this loop is still the one: what was read of it then belongs to it.
-        if (atomic_compare_exchange_weak_explicit(&pool.next, &next, next + 1, memory_order_acq_rel,
+        if (atomic_compare_exchange_weak_explicit(&pool.next, &next, next + num, memory_order_acq_rel,
                                                   memory_order_acquire)) {
-            pool.work(pool.context, item, thread);
-            atomic_fetch_add_explicit(&pool.done, 1, memory_order_release);
+            for (int end = item + num; item < end; item++) pool.work(pool.context, item, thread);
+            atomic_fetch_add_explicit(&pool.done, num, memory_order_release);
             return 1;
         }
     }
@@ -65,14 +68,22 @@ static void *help(void *number) {
             rest();
         } else {
             pthread_mutex_lock(&pool.lock);
-            atomic_fetch_add(&pool.sleeping, 1);
+            atomic_store(&pool.sleeping, 1);
             pthread_cond_wait(&pool.wake, &pool.lock);
-            atomic_fetch_sub(&pool.sleeping, 1);
             pthread_mutex_unlock(&pool.lock);
             idle = 0;
         }
     }
     return NULL;
+}
+
+// Helpers fall asleep between calls, and while a long item of somebody else ends a loop.
+static void wake(void) {
+    if (!atomic_load_explicit(&pool.sleeping, memory_order_relaxed)) return;
+    pthread_mutex_lock(&pool.lock);
+    atomic_store(&pool.sleeping, 0);
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
 }
 
 // How many threads, the caller's among them, compute from now on.
@@ -105,11 +116,6 @@ static int begin(void) {
         pthread_detach(thread);
         atomic_fetch_add(&pool.num_helpers, 1);
     }
-    if (atomic_load(&pool.sleeping)) {
-        pthread_mutex_lock(&pool.lock);
-        pthread_cond_broadcast(&pool.wake);
-        pthread_mutex_unlock(&pool.lock);
-    }
     pool.began_s = now_s();
     pool.waited_s = 0;
     return 1;
@@ -129,6 +135,7 @@ static void each(int helped, int num_items, Work *work, void *context) {
     pool.num_items = num_items;
     atomic_store(&pool.done, 0);
     atomic_store(&pool.next, (loop + 1) << 32);
+    wake();
     while (take(0)) {}
     if (atomic_load_explicit(&pool.done, memory_order_acquire) == num_items) return;
     double started = now_s();
