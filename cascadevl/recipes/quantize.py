@@ -134,7 +134,7 @@ def _untie(parts: Parts) -> None:
     head.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
     decoder.lm_head = head
     parts.model.config = evolve(parts.model.config, decoder={"tied": False})
-    decoder.config = decoder.model.config = parts.model.config.decoder
+    decoder.config = parts.model.config.decoder
 
 
 def samples(settings: Quantize) -> tuple[list[Conversation], list[Conversation]]:
