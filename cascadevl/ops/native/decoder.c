@@ -141,66 +141,89 @@ static float *floats(char **memory, size_t num) {
     return found;
 }
 
-// hidden (T, D), changed in place into what follows the last norm; cos and sin (T, H). 0: memory is short.
-int decode(const Stack *stack, const Places *places, float *hidden, const float *cos, const float *sin) {
-    const int rows = places->num_tokens, size = stack->head_size, room = longest_of(places);
+// How the tokens of a layer are attended: a loop of items, and what each thread needs for it.
+typedef struct {
+    Work *item;
+    void *context;
+    int num_items;
+    size_t scratch_bytes;
+} Attention;
+
+static void compute_layer(int helped, Call *call, const Layer *layer, const Weight *next, const Attention *attention,
+                          float *change) {
+    const int rows = call->places->num_tokens;
+    call->layer = layer;
+    call->norm = layer->input_norm;
+    each(helped, rows, norm_item, call);
+    Products qkv = {{{layer->q, &call->in, rows, call->q, layer->k},
+                     {layer->k, &call->in, rows, call->k, layer->v},
+                     {layer->v, &call->in, rows, call->v, layer->o}}, 3};
+    apply(helped, &qkv);
+    each(helped, rows, place_item, call);
+    each(helped, attention->num_items, attention->item, attention->context);
+    each(helped, rows, prepare_out, call);
+    Products o = {{{layer->o, &call->attended, rows, change, layer->gate}}, 1};
+    apply(helped, &o);
+    call->change = change;
+    call->norm = layer->post_norm;
+    each(helped, rows, norm_item, call);
+    Products gate_up = {{{layer->gate, &call->in, rows, call->gate, layer->up},
+                         {layer->up, &call->in, rows, call->up, layer->down}}, 2};
+    apply(helped, &gate_up);
+    each(helped, rows, swiglu_item, call);
+    Products down = {{{layer->down, &call->act, rows, change, next}}, 1};
+    apply(helped, &down);
+}
+
+static void last_norm_item(void *context, int row, int thread) {
+    const Call *call = context;
+    const Stack *stack = call->stack;
+    float *hidden = call->hidden + (size_t)row * stack->width;
+    for (int i = 0; i < stack->width; i++) hidden[i] += call->change[(size_t)row * stack->width + i];
+    norm_row(hidden, hidden, stack->norm, stack->width, stack->eps);
+}
+
+// All layers and the last norm. 0: memory is short.
+static int compute(Call *call, const Attention *attention) {
+    const Stack *stack = call->stack;
+    const Layer *first = stack->layers;
+    const int rows = call->places->num_tokens, size = stack->head_size, helped = begin();
     const size_t wide = (size_t)rows * stack->num_heads * size, narrow = (size_t)rows * stack->num_kv_heads * size;
     const size_t width = (size_t)rows * stack->width, mlp = (size_t)rows * stack->mlp_size;
-    const int group = stack->num_heads / stack->num_kv_heads, helped = begin();
-    const size_t scratch = (helped ? pool.wanted : 1) * scratch_bytes(group, room);
-    char *memory = malloc((2 * width + 2 * wide + 2 * narrow + 2 * mlp) * sizeof(float) + scratch + 16 * 64), *free_from;
-    Call call = {.stack = stack, .places = places, .cos = cos, .sin = sin, .hidden = hidden, .room = room};
-    const Layer *first = stack->layers;
-    int ready = memory && get_rows(&call.in, first->q, rows) && get_rows(&call.attended, first->o, rows)
-                && get_rows(&call.act, first->down, rows);
+    char *memory = malloc((2 * width + 2 * wide + 2 * narrow + 2 * mlp) * sizeof(float) + 16 * 64
+                          + attention->scratch_bytes * (helped ? pool.wanted : 1));
+    int ready = memory && get_rows(&call->in, first->q, rows) && get_rows(&call->attended, first->o, rows)
+                && get_rows(&call->act, first->down, rows);
     if (ready) {
-        free_from = (char *)(((uintptr_t)memory + 63) / 64 * 64);
+        char *free_from = (char *)(((uintptr_t)memory + 63) / 64 * 64);
         float *change = floats(&free_from, width);
-        call.x = floats(&free_from, width);
-        call.q = floats(&free_from, wide);
-        call.out = floats(&free_from, wide);
-        call.k = floats(&free_from, narrow);
-        call.v = floats(&free_from, narrow);
-        call.gate = floats(&free_from, mlp);
-        call.up = floats(&free_from, mlp);
-        call.scratch = free_from;
-        call.in.floats = call.x;
-        call.attended.floats = call.out;
-        call.act.floats = call.gate;
+        call->in.floats = call->x = floats(&free_from, width);
+        call->q = floats(&free_from, wide);
+        call->attended.floats = call->out = floats(&free_from, wide);
+        call->k = floats(&free_from, narrow);
+        call->v = floats(&free_from, narrow);
+        call->act.floats = call->gate = floats(&free_from, mlp);
+        call->up = floats(&free_from, mlp);
+        call->scratch = free_from;
         for (int index = 0; index < stack->num_layers; index++) {
-            const Layer *layer = call.layer = stack->layers + index;
-            call.norm = layer->input_norm;
-            each(helped && rows > 1, rows, norm_item, &call);
-            const Weight *next_layer = index + 1 < stack->num_layers ? layer[1].q : NULL;
-            Products qkv = {{{layer->q, &call.in, rows, call.q, layer->k},
-                             {layer->k, &call.in, rows, call.k, layer->v},
-                             {layer->v, &call.in, rows, call.v, layer->o}}, 3};
-            apply(helped, &qkv);
-            each(helped, rows, place_item, &call);
-            each(helped, rows * stack->num_kv_heads, attend_item, &call);
-            each(helped, rows, prepare_out, &call);
-            Products o = {{{layer->o, &call.attended, rows, change, layer->gate}}, 1};
-            apply(helped, &o);
-            call.change = change;
-            call.norm = layer->post_norm;
-            each(helped, rows, norm_item, &call);
-            Products gate_up = {{{layer->gate, &call.in, rows, call.gate, layer->up},
-                                 {layer->up, &call.in, rows, call.up, layer->down}}, 2};
-            apply(helped, &gate_up);
-            each(helped, rows, swiglu_item, &call);
-            Products down = {{{layer->down, &call.act, rows, change, next_layer}}, 1};
-            apply(helped, &down);
+            const Weight *next = index + 1 < stack->num_layers ? first[index + 1].q : NULL;
+            compute_layer(helped, call, first + index, next, attention, change);
         }
-        for (int row = 0; row < rows; row++) {
-            float *h = hidden + (size_t)row * stack->width;
-            for (int i = 0; i < stack->width; i++) h[i] += call.change[(size_t)row * stack->width + i];
-            norm_row(h, h, stack->norm, stack->width, stack->eps);
-        }
+        each(helped, rows, last_norm_item, call);
     }
     end(helped);
-    free_rows(&call.in);
-    free_rows(&call.attended);
-    free_rows(&call.act);
+    free_rows(&call->in);
+    free_rows(&call->attended);
+    free_rows(&call->act);
     free(memory);
     return ready;
+}
+
+// hidden (T, D), changed in place into what follows the last norm; cos and sin (T, H). 0: memory is short.
+int decode(const Stack *stack, const Places *places, float *hidden, const float *cos, const float *sin) {
+    const int room = longest_of(places);
+    Call call = {.stack = stack, .places = places, .cos = cos, .sin = sin, .hidden = hidden, .room = room};
+    const Attention attention = {attend_item, &call, places->num_tokens * stack->num_kv_heads,
+                                 scratch_bytes(stack->num_heads / stack->num_kv_heads, room)};
+    return compute(&call, &attention);
 }

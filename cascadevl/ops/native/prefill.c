@@ -82,79 +82,21 @@ static void run_item(void *context, int item, int thread) {
     }
 }
 
-static void last_norm_item(void *context, int row, int thread) {
-    const Call *call = context;
-    const Stack *stack = call->stack;
-    float *hidden = call->hidden + (size_t)row * stack->width;
-    for (int i = 0; i < stack->width; i++) hidden[i] += call->change[(size_t)row * stack->width + i];
-    norm_row(hidden, hidden, stack->norm, stack->width, stack->eps);
-}
-
-static void prefill_layer(int helped, Prefill *prefill, const Layer *layer, float *change) {
-    Call *call = prefill->call;
-    const int rows = call->places->num_tokens;
-    call->layer = layer;
-    call->norm = layer->input_norm;
-    each(helped, rows, norm_item, call);
-    Products qkv = {{{layer->q, &call->in, rows, call->q, layer->k},
-                     {layer->k, &call->in, rows, call->k, layer->v},
-                     {layer->v, &call->in, rows, call->v, layer->o}}, 3};
-    apply(helped, &qkv);
-    each(helped, rows, place_item, call);
-    each(helped, prefill->num_runs * call->stack->num_kv_heads, run_item, prefill);
-    each(helped, rows, prepare_out, call);
-    Products o = {{{layer->o, &call->attended, rows, change, layer->gate}}, 1};
-    apply(helped, &o);
-    call->change = change;
-    call->norm = layer->post_norm;
-    each(helped, rows, norm_item, call);
-    Products gate_up = {{{layer->gate, &call->in, rows, call->gate, layer->up},
-                         {layer->up, &call->in, rows, call->up, layer->down}}, 2};
-    apply(helped, &gate_up);
-    each(helped, rows, swiglu_item, call);
-    Products down = {{{layer->down, &call->act, rows, change, NULL}}, 1};
-    apply(helped, &down);
-}
-
-// hidden (T, D), changed in place into what follows the last norm; cos and sin (T, H). 0: memory is short.
+// As `decode`.
 int prefill(const Stack *stack, const Places *places, float *hidden, const float *cos, const float *sin) {
-    const int rows = places->num_tokens, size = stack->head_size, room = longest_of(places);
-    const size_t wide = (size_t)rows * stack->num_heads * size, narrow = (size_t)rows * stack->num_kv_heads * size;
-    const size_t width = (size_t)rows * stack->width, mlp = (size_t)rows * stack->mlp_size;
-    const int group = stack->num_heads / stack->num_kv_heads, helped = begin();
-    const Layer *first = stack->layers;
-    Call call = {.stack = stack, .places = places, .cos = cos, .sin = sin, .hidden = hidden, .room = room, .layer = first};
+    const int room = longest_of(places);
+    const size_t few = scratch_bytes(stack->num_heads / stack->num_kv_heads, room);
+    Call call = {.stack = stack, .places = places, .cos = cos, .sin = sin, .hidden = hidden, .room = room,
+                 .layer = stack->layers};
     const Run longest = {0, 1, room};
     const ManyQueries most = queries_of(&call, &longest);
-    size_t bytes = head_bytes(&most) + 2 * sizeof(float) * most.num_keys * size;
-    if (bytes < scratch_bytes(group, room)) bytes = scratch_bytes(group, room);
-    bytes = (bytes + 4095) / 4096 * 4096;
-    Run *runs = malloc(rows * sizeof(Run));
-    char *memory = malloc((2 * width + 2 * wide + 2 * narrow + 2 * mlp) * sizeof(float) + 16 * 64
-                          + bytes * (helped ? pool.wanted : 1));
-    int ready = runs && memory && get_rows(&call.in, first->q, rows) && get_rows(&call.attended, first->o, rows)
-                && get_rows(&call.act, first->down, rows);
-    if (ready) {
-        char *free_from = (char *)(((uintptr_t)memory + 63) / 64 * 64);
-        float *change = floats(&free_from, width);
-        call.in.floats = call.x = floats(&free_from, width);
-        call.q = floats(&free_from, wide);
-        call.attended.floats = call.out = floats(&free_from, wide);
-        call.k = floats(&free_from, narrow);
-        call.v = floats(&free_from, narrow);
-        call.act.floats = call.gate = floats(&free_from, mlp);
-        call.up = floats(&free_from, mlp);
-        call.scratch = free_from;
-        Prefill prefill = {&call, runs, find_runs(places, runs), bytes};
-        for (int index = 0; index < stack->num_layers; index++)
-            prefill_layer(helped, &prefill, stack->layers + index, change);
-        each(helped, rows, last_norm_item, &call);
-    }
-    end(helped);
-    free_rows(&call.in);
-    free_rows(&call.attended);
-    free_rows(&call.act);
+    size_t bytes = head_bytes(&most) + 2 * sizeof(float) * most.num_keys * stack->head_size;
+    bytes = ((bytes < few ? few : bytes) + 4095) / 4096 * 4096;
+    Run *runs = malloc(places->num_tokens * sizeof(Run));
+    if (!runs) return 0;
+    Prefill prefill = {&call, runs, find_runs(places, runs), bytes};
+    const Attention attention = {run_item, &prefill, prefill.num_runs * stack->num_kv_heads, bytes};
+    int ready = compute(&call, &attention);
     free(runs);
-    free(memory);
     return ready;
 }
