@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cascadevl.core.errors import CheckpointError, ConfigError
 from cascadevl.ops.formats import Format, Quantized, join_nibbles
-from cascadevl.ops.quantize import E2M1, E4M3_MAX, dequantize, levels_and_scales, quantize
+from cascadevl.ops.quantize import E2M1, E4M3_MAX, dequantize, e2m1_codes, levels_and_scales, quantize
 
 DAMPING = 0.01
 """Of the mean of H's diagonal, added to all of it: samples never show all that inputs can be."""
@@ -122,7 +122,7 @@ def _nearest(levels: Tensor, format: Format, zeros: Tensor) -> Tensor:
         return levels.round().clamp(-127, 127)
     if format.kind == "fp8":
         return levels.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float()
-    return torch.tensor(E2M1, device=levels.device)[_e2m1_codes(levels)]
+    return torch.tensor(E2M1, device=levels.device)[e2m1_codes(levels).int()]
 
 
 def _coded(levels_FD: Tensor, grid: Quantized) -> Tensor:
@@ -130,13 +130,7 @@ def _coded(levels_FD: Tensor, grid: Quantized) -> Tensor:
     kind = grid.format.kind
     if kind == "int4":
         return join_nibbles((levels_FD + _zeros(grid).repeat_interleave(grid.format.group, 1)).to(torch.uint8))
-    return join_nibbles(_e2m1_codes(levels_FD).to(torch.uint8)) if kind == "mxfp4" else levels_FD.to(grid.quants.dtype)
-
-
-def _e2m1_codes(levels: Tensor) -> Tensor:
-    values = torch.tensor(E2M1[:8], device=levels.device)
-    codes = torch.bucketize(levels.abs(), (values[1:] + values[:-1]) / 2)
-    return codes + 8 * levels.signbit()
+    return join_nibbles(e2m1_codes(levels_FD)) if kind == "mxfp4" else levels_FD.to(grid.quants.dtype)
 
 
 def _rows(rounded: Quantized, nearest: Quantized, better_F: Tensor) -> Quantized:

@@ -126,9 +126,14 @@ def _quantize_mxfp4(weight_FD: Tensor, format: Format) -> Quantized:
     exponent = torch.where(mantissa == 0.5, exponent - 1, exponent) + 127
     scales = exponent.clamp(MIN_EXPONENT, 254).to(torch.uint8)
     levels_FD = weight_FD * _spread(torch.ldexp(torch.ones_like(mantissa), 127 - scales.int()), format, weight_FD.shape)
-    values = torch.tensor(E2M1[:8], device=weight_FD.device)
-    codes_FD = torch.bucketize(levels_FD.abs(), (values[1:] + values[:-1]) / 2)
-    return Quantized(format, join_nibbles((codes_FD + 8 * levels_FD.signbit()).to(torch.uint8)), scales)
+    return Quantized(format, join_nibbles(e2m1_codes(levels_FD)), scales)
+
+
+def e2m1_codes(levels: Tensor) -> Tensor:
+    """uint8: the code of the nearest value of `E2M1`."""
+    values = torch.tensor(E2M1[:8], device=levels.device)
+    codes = torch.bucketize(levels.abs(), (values[1:] + values[:-1]) / 2)
+    return (codes + 8 * levels.signbit()).to(torch.uint8)
 
 
 def _half_upwards(scales: Tensor) -> Tensor:
