@@ -122,7 +122,9 @@ def check(order: Train) -> None:
     if not config.init.startswith("tiny:"):
         locate(config.init)
     if not config.data.startswith("gym:") and not Path(config.data).exists():
-        raise ConfigError(f"No data at {config.data!r}: expected JSONL, parquet, a tar, a folder, or a meta file.")
+        raise ConfigError(
+            f"There are no data at {config.data!r}: expected JSONL, parquet, a tar, a folder, or a meta file."
+        )
 
 
 def _nano(arguments: list[str]) -> int:
