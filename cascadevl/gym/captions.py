@@ -1,7 +1,8 @@
 """Saying what a picture shows: drawings of everyday things, with the names that Unicode gives them.
 
-Four studios drew each thing. Training pictures show three of the drawings, test pictures the fourth, so that
-what is measured is to know a cat by sight and not one drawing of it.
+Six studios drew the things, some of them several times. Of each thing, one studio is held out: test pictures show
+its drawing, training pictures those of the others, so that what is measured is to know a cat by sight and not one
+drawing of it.
 """
 
 import random
@@ -48,7 +49,16 @@ PHRASINGS = {
     ),
 }  # fmt: skip
 
-STUDIOS = ("noto", "fluent-emoji-flat", "twemoji", "emojione")
+STUDIOS = {
+    "google": ("noto", "noto-v1"),
+    "microsoft": ("fluent-emoji-flat", "fluent-emoji", "fluent-emoji-high-contrast"),
+    "twitter": ("twemoji",),
+    "emojione": ("emojione", "emojione-monotone"),
+    "mozilla": ("fxemoji",),
+    "streamline": ("streamline-emojis",),
+}
+"""The sets of drawings of each studio. The first of the first four draw every name, and are those held out."""
+HELD_OUT = ("google", "microsoft", "twitter", "emojione")
 SIDE_PX, COLUMNS = 64, 16
 """Of the sheets, as tests/golden/make_pictures.py lays them out."""
 
@@ -58,22 +68,26 @@ def names() -> tuple[str, ...]:
     return tuple((FOLDER / "pictures" / "names.txt").read_text("utf-8").splitlines())
 
 
-def studios(name: str, split: Split) -> tuple[str, ...]:
-    """Whose drawings of a thing this split shows."""
-    held_out = STUDIOS[zlib.crc32(f"gym drawing {name}".encode()) % len(STUDIOS)]
-    return (held_out,) if split == "test" else tuple(studio for studio in STUDIOS if studio != held_out)
+@cache
+def sets(name: str, split: Split) -> tuple[str, ...]:
+    """The sets with a drawing of a thing that this split shows."""
+    held_out = HELD_OUT[zlib.crc32(f"gym drawing {name}".encode()) % len(HELD_OUT)]
+    if split == "test":
+        return STUDIOS[held_out][:1]
+    others = [drawings for studio, theirs in STUDIOS.items() if studio != held_out for drawings in theirs]
+    return tuple(drawings for drawings in others if drawing(drawings, name).getbbox())
 
 
-def drawing(studio: str, name: str) -> Image.Image:
-    """One drawing, transparent around it."""
+def drawing(drawings: str, name: str) -> Image.Image:
+    """One drawing of a set, transparent around it; all of it where the set lacks the thing."""
     row, column = divmod(names().index(name), COLUMNS)
     left, top = column * SIDE_PX, row * SIDE_PX
-    return _sheet(studio).crop((left, top, left + SIDE_PX, top + SIDE_PX))
+    return _sheet(drawings).crop((left, top, left + SIDE_PX, top + SIDE_PX))
 
 
 @cache
-def _sheet(studio: str) -> Image.Image:
-    with Image.open(FOLDER / "pictures" / f"{studio}.webp") as sheet:
+def _sheet(drawings: str) -> Image.Image:
+    with Image.open(FOLDER / "pictures" / f"{drawings}.webp") as sheet:
         return sheet.convert("RGBA")
 
 
@@ -113,7 +127,9 @@ class Captions(Family):
 
 def _paste(rng: random.Random, page: Page, name: str, split: Split, left: float, right: float) -> None:
     """Between two edges, at a size of its own and a little turned."""
-    picture = drawing(rng.choice(studios(name, split)), name)
+    picture = drawing(rng.choice(sets(name, split)), name)
+    if rng.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     side = rng.uniform(0.6, 0.95) * min(right - left, page.height)
     side_px = round(side * page.scale)
     picture = picture.resize((side_px, side_px), Image.Resampling.BICUBIC)

@@ -80,9 +80,8 @@ def test_experts_answer_as_their_rounded_weights_say(tmp_path: Path) -> None:
         hidden_TD = torch.randn(9, 32)
         expected_TD = whole.model.get_submodule("language_model.model.layers.0.mlp")(hidden_TD)
         with torch.no_grad():
-            close: dict[str, Any] = {"atol": 0.02 * float(expected_TD.abs().max()), "rtol": 0.0}
-            torch.testing.assert_close(mlp(hidden_TD), expected_TD, **close)
-            torch.testing.assert_close(torch.cat([mlp(row) for row in hidden_TD.split(1)]), expected_TD, **close)
+            for said_TD in (mlp(hidden_TD), torch.cat([mlp(row) for row in hidden_TD.split(1)])):
+                assert (said_TD - expected_TD).norm() < 0.02 * expected_TD.norm()
 
 
 def test_the_router_of_experts_stays_whole() -> None:

@@ -1,11 +1,13 @@
-"""Makes cascadevl/gym/pictures: small drawings of things, each by four studios, with their names and licences.
+"""Makes cascadevl/gym/pictures: small drawings of things, by six studios in ten sets, with their names and licences.
 
     apt-get install librsvg2-bin
     python tests/golden/make_pictures.py /tmp/picture_packages cascadevl/gym/pictures
 
 It fetches the npm packages `@iconify-json/<set>` into the first folder (once). The names are those that
-Unicode gives the characters (CLDR short names), as far as all four sets draw them and one knows the thing
-by looking. Each set becomes one sheet of SIDE_PX squares in the order of NAMES.
+Unicode gives the characters (CLDR short names), as far as the four sets of WHOLE draw them and one knows the
+thing by looking. Each set becomes one sheet of SIDE_PX squares in the order of NAMES; what a set lacks stays
+transparent. Where Unicode got a character after a set was drawn, an icon may carry an older name: it counts as
+lacking.
 """
 
 import io
@@ -23,7 +25,17 @@ SETS = {
     "twemoji": ("Twemoji", "Twitter and contributors", "CC-BY-4.0", "https://github.com/jdecked/twemoji"),
     "emojione": ("EmojiOne 2 (EmojiTwo)", "EmojiOne and contributors", "CC-BY-4.0",
                  "https://github.com/EmojiTwo/emojitwo"),
+    "noto-v1": ("Noto Emoji, first version", "Google", "Apache-2.0", "https://github.com/googlefonts/noto-emoji"),
+    "fluent-emoji": ("Fluent Emoji", "Microsoft", "MIT", "https://github.com/microsoft/fluentui-emoji"),
+    "fluent-emoji-high-contrast": ("Fluent Emoji High Contrast", "Microsoft", "MIT",
+                                   "https://github.com/microsoft/fluentui-emoji"),
+    "emojione-monotone": ("EmojiOne 1, one colour", "EmojiOne and contributors", "CC-BY-4.0",
+                          "https://github.com/EmojiTwo/emojitwo"),
+    "fxemoji": ("FxEmojis", "Mozilla", "Apache-2.0", "https://github.com/mozilla/fxemoji"),
+    "streamline-emojis": ("Streamline Emojis", "Streamline", "CC-BY-4.0",
+                          "https://www.streamlinehq.com/emojis/download-emojis"),
 }  # fmt: skip
+WHOLE = ("noto", "fluent-emoji-flat", "twemoji", "emojione")
 NAMES = """
 ant bat bear bird boar butterfly camel cat chicken cow crab crocodile deer dog dolphin dragon duck eagle
 elephant fish fox frog goat gorilla honeybee horse koala lady-beetle lion lizard monkey mouse octopus owl ox
@@ -65,30 +77,39 @@ def icons(name: str, packages: Path) -> tuple[str, dict[str, dict]]:
         table = json.load(text)
     size = {"width": table.get("width", 16), "height": table.get("height", 16)}
     drawn = {icon: size | drawing for icon, drawing in table["icons"].items()}
+    if name == "streamline-emojis":
+        del drawn["turkey"]  # the country's flag
     drawn |= {alias: drawn[to["parent"]] for alias, to in table.get("aliases", {}).items() if to.keys() == {"parent"}}
     return found[-1].stem.rsplit("-", 1)[1], drawn
 
 
-def rendered(drawing: dict) -> Image.Image:
+def rendered(drawing: dict | None) -> Image.Image | None:
+    """None for what a set lacks, or what librsvg cannot draw (one umbrella of Fluent Emoji: its filters)."""
+    if drawing is None:
+        return None
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="0 0 {drawing["width"]} {drawing["height"]}">{drawing["body"]}</svg>'
     )
     order = ["rsvg-convert", "-w", str(SIDE_PX), "-h", str(SIDE_PX), "-a", "-f", "png"]
-    png = subprocess.run(order, input=svg.encode(), capture_output=True, check=True).stdout
-    return Image.open(io.BytesIO(png)).convert("RGBA")
+    done = subprocess.run(order, input=svg.encode(), capture_output=True)
+    return Image.open(io.BytesIO(done.stdout)).convert("RGBA") if done.returncode == 0 else None
 
 
 def main(packages: Path, target: Path) -> None:
     packages.mkdir(parents=True, exist_ok=True)
     target.mkdir(parents=True, exist_ok=True)
     sets = {name: icons(name, packages) for name in SETS}
-    names = [name for name in NAMES.split() if all(name in drawn for _, drawn in sets.values())]
+    names = [name for name in NAMES.split() if all(name in sets[whole][1] for whole in WHOLE)]
     print("not in all sets:", *sorted(set(NAMES.split()) - set(names)))
     for name, (_, drawn) in sets.items():
         sheet = Image.new("RGBA", (COLUMNS * SIDE_PX, -(-len(names) // COLUMNS) * SIDE_PX))
         for number, icon in enumerate(names):
-            sheet.paste(rendered(drawn[icon]), (number % COLUMNS * SIDE_PX, number // COLUMNS * SIDE_PX))
+            picture = rendered(drawn.get(icon))
+            if picture is None:
+                assert name not in WHOLE, f"{name} lacks {icon}"
+                continue
+            sheet.paste(picture, (number % COLUMNS * SIDE_PX, number // COLUMNS * SIDE_PX))
         sheet.save(target / f"{name}.webp", quality=82, alpha_quality=80, method=6)
         print(name, (target / f"{name}.webp").stat().st_size)
     (target / "names.txt").write_text(
@@ -103,7 +124,7 @@ def main(packages: Path, target: Path) -> None:
 
 README = """# Pictures of the gym
 
-Emoji drawn by four studios, made small by `tests/golden/make_pictures.py` (rasterised, compressed, otherwise
+Emoji drawn by six studios, made small by `tests/golden/make_pictures.py` (rasterised, compressed, otherwise
 unchanged), and the names that Unicode gives them. Licence texts: `Apache-2.0.txt`, `MIT.txt`; CC BY 4.0:
 https://creativecommons.org/licenses/by/4.0/legalcode. Names: Unicode CLDR short names, `Unicode-3.0.txt`.
 
