@@ -104,6 +104,7 @@ class _CrossEntropy(torch.autograd.Function):
                     to_weight_VD.addmm_(to_scores.T, hidden)
                 elif to_weight_VD is not None:  # sums of many chunks stay wide
                     to_weight_VD += to_scores.T @ hidden
+                del logits, powers, to_scores  # before the next chunk's are made
         ctx.gradients = to_hidden_TD, None if to_weight_VD is None else to_weight_VD.to(weight_VD.dtype)
         ctx.mark_non_differentiable(logprobs_T, right_T)
         return -(logprobs_T * weights_T).sum(), logprobs_T, right_T
