@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import tyro
 
 from cascadevl.checkpoints.layouts import locate
 from cascadevl.core.errors import ConfigError
+from cascadevl.data.sources import open_data
 from cascadevl.recipes import nano_stages, pretrain, sft
 from cascadevl.training.config import Precision, TrainConfig, read_config
 
@@ -85,9 +87,17 @@ def main(arguments: list[str]) -> int:
     check(order)
 
     from cascadevl.recipes.run import train
+    from cascadevl.training.interrupt import Stopped
 
-    result = train(order.config, order.out, resume=order.resume)
-    if os.environ.get("RANK", "0") == "0":  # torchrun numbers its processes
+    is_first = os.environ.get("RANK", "0") == "0"  # torchrun numbers its processes
+    try:
+        result = train(order.config, order.out, resume=order.resume)
+    except Stopped as stopped:
+        if is_first:
+            again = f"`cascadevl train --out {order.out} --resume` goes on from there"
+            print(f"Stopped after step {stopped.step}, which is saved: {again}.", file=sys.stderr)
+        return 128 + stopped.number  # as shells tell it
+    if is_first:
         print(f"The {result.name} is in {result}, what became of the run in {order.out / 'report.html'}.")
     return 0
 
@@ -121,10 +131,13 @@ def check(order: Train) -> None:
     assert config.init is not None and config.data is not None
     if not config.init.startswith("tiny:"):
         locate(config.init)
-    if not config.data.startswith("gym:") and not Path(config.data).exists():
+    if config.data.startswith("gym:"):
+        return
+    if not Path(config.data).exists():
         raise ConfigError(
             f"There are no data at {config.data!r}: expected JSONL, parquet, a tar, a folder, or a meta file."
         )
+    open_data(config.data, config.data_format)  # files that cannot be read at all
 
 
 def _nano(arguments: list[str]) -> int:

@@ -18,7 +18,9 @@ DOCUMENT = "pretrain"
 """InternVL's name for the one turn of a document."""
 
 _MARK = re.compile(r"<(image|video)>")
+_ODD_MARK = re.compile(r"<\s*(image|video)\s*>|<(image|video)\s*here>", re.IGNORECASE)
 _LABELLED = re.compile(r"Image-(\d{1,3}): ?<image>")
+_SHOWN_IN = ("user", DOCUMENT)
 
 Said = str | tuple[Part | None, ...]
 """A text with marks, or parts; None stands for a picture of the row's own list."""
@@ -67,7 +69,7 @@ def assemble(said: Sequence[tuple[str, Said]], media: Media, row: Row) -> Conver
 
 def _place(said: Sequence[tuple[str, Said]], media: Media, row: Row) -> list[tuple[str, tuple[Part, ...]]]:
     """Every mark becomes its picture or video; as many are marked as there are."""
-    turns = [(role, _split(content, role, row)) for role, content in said]
+    turns = [(role, _split(content, role, row)) for role, content in _respelt(said, media, row)]
     for kind, found in ((Image, media.images), (Video, media.videos)):
         num_marks = sum(part is kind for _, parts in turns for part in parts)
         if len(found) and not num_marks:
@@ -86,6 +88,17 @@ def _place(said: Sequence[tuple[str, Said]], media: Media, row: Row) -> list[tup
     ]
 
 
+def _respelt(said: Sequence[tuple[str, Said]], media: Media, row: Row) -> Sequence[tuple[str, Said]]:
+    """`<Image>` and `<ImageHere>` are marks where no other marks the media, and as many stand there."""
+    texts = {n: text for n, (role, text) in enumerate(said) if role in _SHOWN_IN and isinstance(text, str)}
+    odd = [mark for text in texts.values() for mark in _ODD_MARK.finditer(text)]
+    if not odd or any(map(is_marked, texts.values())) or len(odd) != len(media.images) + len(media.videos):
+        return said
+    row.mend("odd mark", f"A picture or video is marked by {odd[0][0]!r}.", "Write <image> or <video>.")
+    plain = {n: _ODD_MARK.sub(lambda mark: f"<{(mark[1] or mark[2]).lower()}>", text) for n, text in texts.items()}
+    return [(role, plain.get(n, content)) for n, (role, content) in enumerate(said)]
+
+
 def _put_first(turns: list[tuple[str, list[Any]]], kind: type, num: int, row: Row) -> None:
     """Pictures that no text marks stand in front of the first question."""
     name = kind.__name__.lower()
@@ -95,7 +108,7 @@ def _put_first(turns: list[tuple[str, list[Any]]], kind: type, num: int, row: Ro
             f"The row has {num} {name}s, and no text says where they stand.",
             f"Write <{name}> {num} times, such as in front of the first question.",
         )
-    parts = next(parts for role, parts in turns if role in ("user", DOCUMENT))
+    parts = next(parts for role, parts in turns if role in _SHOWN_IN)
     parts[:0] = [kind] * num
 
 
@@ -106,7 +119,7 @@ def _split(content: Said, role: str, row: Row) -> list[Any]:
         # What has to do with tools is a kind of Text too, and marks nothing.
         text = piece.text if isinstance(piece, Text) and type(piece) is Text else ""
         mark = _MARK.search(text)
-        if role not in ("user", DOCUMENT) and (mark or not isinstance(piece, Text)):
+        if role not in _SHOWN_IN and (mark or not isinstance(piece, Text)):
             raise row.bad(
                 f"picture in a turn of the {role}",
                 f"{mark[0] if mark else 'A picture or video'} stands in a turn of the {role}.",

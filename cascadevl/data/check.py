@@ -1,5 +1,6 @@
 """Every row is looked at before training: what is wrong with it, what to do, and the row as it should be."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from cascadevl.data.conversations import read_conversation
 from cascadevl.data.pictures import Look, Size, elsewhere, picture_size
 from cascadevl.data.rows import Row
 from cascadevl.data.sources import Dataset, FileSource
+from cascadevl.preprocessing.frame_rules import find_clip
 from cascadevl.preprocessing.video import open_footage
 
 if TYPE_CHECKING:  # it needs torch
@@ -118,7 +120,7 @@ def _unusable(kind: str, picture: Any, error: MediaError, source: FileSource, ro
     text = str(error)
     if "does not exist" in text:
         fix = f"Put it there or correct the path; relative paths begin at {str(source.root)!r} (--root)."
-        return row.bad(f"missing {kind}", f"{picture!r} does not exist.", fix)
+        return row.bad(f"missing {kind}", f"{picture!r:.300} does not exist.", fix)
     if "0 bytes" in text:
         return row.bad(f"empty {kind}", f"{picture!r:.200} has 0 bytes.", "Download it again, or leave the row out.")
     return row.bad(f"damaged {kind}", text, "Or leave the row out.")
@@ -126,7 +128,9 @@ def _unusable(kind: str, picture: Any, error: MediaError, source: FileSource, ro
 
 def _look_at_video(video: Video, row: Row) -> None:
     try:
-        open_footage(video).close()
+        with contextlib.closing(open_footage(video)) as footage:
+            if video.start_s is not None or video.end_s is not None:
+                find_clip(video, len(footage), footage.fps, footage.name)
     except MediaError as error:
         kind = "missing video" if "does not exist" in str(error) else "damaged video"
         raise row.bad(kind, f"{error}", "Or leave the row out.") from None

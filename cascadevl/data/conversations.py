@@ -9,10 +9,12 @@ Each gives turns and media to `assemble`, which puts the pictures into their pla
 """
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cascadevl.core.config import fits
 from cascadevl.core.errors import MediaError, MessageError
 from cascadevl.core.messages import DETAIL, Conversation, Image, Part, Text, ToolResult, Video
 from cascadevl.data.assemble import DOCUMENT, Media, Said, assemble, is_marked
@@ -27,7 +29,7 @@ def find_form(fields: Mapping[str, Any]) -> str | None:
     if "messages" in fields:
         return "messages"
     if "text_list" in fields or isinstance(fields.get("texts"), list):
-        return "interleaved"
+        return "columns" if _are_pairs(fields.get("texts")) else "interleaved"
     if "chosen" in fields and "rejected" in fields:
         return None
     known = {"text", CAPTION, *(name for pair in COLUMNS for name in pair)}
@@ -46,10 +48,26 @@ def read_conversation(fields: dict[str, Any], form: str, root: Path, row: Row) -
             f"The row has the form {found!r}, the first rows have the form {form!r}.",
             "Keep one form in a file, or write a converted copy.",
         )
+    for name in UNREAD:
+        if fields.get(name):
+            raise row.bad(
+                "unread field",
+                f"The row has {name!r}, which is not read: what is learned would be another thing than what is meant.",
+                "Leave the row out; or delete the field, if the rest makes sense without it.",
+            )
     try:
         return FORMS[found](fields, root, row)
     except (MessageError, MediaError) as error:
-        raise row.bad("conversation", f"{error}", "Correct the row.") from None
+        raise row.bad("conversation", _counted_from_1(f"{error}"), "Correct the row.") from None
+
+
+UNREAD = ("audio", "audios", "objects", "functions", "rejected", "rejected_response")
+"""Fields that change the meaning of a row where other programs read them."""
+
+
+def _counted_from_1(text: str) -> str:
+    """Conversations count their messages from 0, and all else that is said of a row counts from 1."""
+    return re.sub(r"^Message (\d+)", lambda match: f"Message {int(match[1]) + 1}", text)
 
 
 def _unknown(fields: Mapping[str, Any]) -> tuple[str, str]:
@@ -69,7 +87,7 @@ def _unknown(fields: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _conversations(fields: dict[str, Any], root: Path, row: Row) -> Conversation:
-    turns = fields.get("conversations", fields.get("conversation"))
+    turns = _listed_turns(fields.get("conversations", fields.get("conversation")), "conversations", row)
     if not isinstance(turns, list) or not turns:
         raise row.bad(
             "no turns", f"'conversations' is {short(turns)}.", "Expected a list of at least a question and an answer."
@@ -84,11 +102,31 @@ def _conversations(fields: dict[str, Any], root: Path, row: Row) -> Conversation
             row.mend("text for value", f"Turn {number} has 'text' instead of 'value'.", "Rename it to 'value'.")
             value = turn["text"]
         said.append((read_role(role, number, row), read_text(value, f"Turn {number}", row)))
-    return assemble(said, read_media(fields, root, row), row)
+    return assemble(_with_system(said, fields, row), read_media(fields, root, row), row)
+
+
+def _listed_turns(turns: Any, name: str, row: Row) -> Any:
+    """Turns that a table keeps as JSON in a text."""
+    if not isinstance(turns, str) or not turns.lstrip().startswith("["):
+        return turns
+    row.mend("turns as text", f"{name!r} is a list that was written as a text.", "Write it as a list.")
+    return read_json(turns, repr(name), row)
+
+
+def _with_system(said: list[tuple[str, Said]], fields: Mapping[str, Any], row: Row) -> list[tuple[str, Said]]:
+    """What some exports keep beside the turns."""
+    for name in ("system", "system_prompt"):
+        if not (system := fields.get(name)):
+            continue
+        if said[0][0] == "system":
+            raise row.bad("two system turns", f"The row has {name!r} and a system turn.", "Keep one of them.")
+        return [("system", read_text(system, repr(name), row)), *said]
+    return said
 
 
 def _messages(fields: dict[str, Any], root: Path, row: Row) -> Conversation:
-    conversation = assemble(_said(fields["messages"], "messages", root, row), read_media(fields, root, row), row)
+    said = _with_system(_said(fields["messages"], "messages", root, row), fields, row)
+    conversation = assemble(said, read_media(fields, root, row), row)
     tools = fields.get("tools") or []
     if isinstance(tools, str):  # as tables keep them
         tools = read_json(tools, "'tools'", row)
@@ -98,6 +136,7 @@ def _messages(fields: dict[str, Any], root: Path, row: Row) -> Conversation:
 
 
 def _said(messages: Any, name: str, root: Path, row: Row) -> list[tuple[str, Said]]:
+    messages = _listed_turns(messages, name, row)
     if not isinstance(messages, list) or not messages:
         raise row.bad("no turns", f"{name!r} is {short(messages)}.", "Expected a list of messages.")
     said: list[tuple[str, Said]] = []
@@ -105,6 +144,12 @@ def _said(messages: Any, name: str, root: Path, row: Row) -> list[tuple[str, Sai
         if not isinstance(message, dict):
             raise row.bad("no turn", f"Message {number} is {short(message)}.", "Expected {'role': …, 'content': …}.")
         role, content = read_role(message.get("role"), number, row), message.get("content")
+        if message.get("weight") not in (None, 1):  # of OpenAI's fine-tuning: 0 is said and not learned
+            raise row.bad(
+                "weight",
+                f"Message {number} has the weight {message['weight']!r}, and every answer of a row is learned.",
+                "Cut the conversation in front of it, or delete the weight to learn that answer as well.",
+            )
         if role == "tool" or message.get("tool_calls"):
             said.append((role, _tool_parts(message, role, number, row)))
         elif isinstance(content, list):
@@ -121,7 +166,10 @@ def _tool_parts(message: dict[str, Any], role: str, number: int, row: Row) -> tu
             ToolResult(read_text(message.get("content"), f"Message {number}", row), str(message.get("tool_call_id"))),
         )
     called = {key: message[key] for key in ("content", "tool_calls") if message.get(key) is not None}
-    return Conversation.parse([{"role": "assistant", **called}]).turns[0].parts
+    try:
+        return Conversation.parse([{"role": "assistant", **called}]).turns[0].parts
+    except MessageError as error:
+        raise MessageError(f"{error}".replace("Message 0", f"Message {number - 1}", 1)) from None
 
 
 def _part(part: Any, number: int, root: Path, row: Row) -> Part | None:
@@ -135,10 +183,12 @@ def _part(part: Any, number: int, root: Path, row: Row) -> Part | None:
     if kind in ("text", "input_text"):
         return Text(read_text(part.get("text"), where, row))
     if kind in ("image", "image_url", "input_image"):
-        source = part.get("image", part.get("image_url", part.get("url", part.get("path"))))
+        source = part.get("image", part.get("image_url", part.get("url", part.get("path", part.get("source")))))
         limit = part.get("max_tiles")
         if limit is None and isinstance(source, dict):
             limit = DETAIL.get(str(source.get("detail")))
+        if limit is not None and not (fits(int, limit) and limit >= 1):
+            raise row.bad("tile limit", f"{where}: max_tiles is {short(limit)}.", "Expected a whole number from 1.")
         return None if source is None else Image(read_source(source, root, row), limit)
     if kind in ("video", "video_url"):
         source = part.get("video", part.get("video_url"))
@@ -162,8 +212,15 @@ COLUMNS = (
 CAPTION = "caption"
 
 
+def _are_pairs(texts: Any) -> bool:
+    """`[{"user": …, "assistant": …}, …]`, as The Cauldron and FineVision keep questions and answers."""
+    return isinstance(texts, list) and bool(texts) and isinstance(texts[0], Mapping)
+
+
 def _columns(fields: dict[str, Any], root: Path, row: Row) -> Conversation:
     media = read_media(fields, root, row)
+    if _are_pairs(fields.get("texts")):
+        return assemble(_pairs(fields["texts"], "texts", ("user", "assistant"), row), media, row)
     for question, answer in COLUMNS:
         if question in fields and answer in fields:
             asked, answered = fields[question], fields[answer]
@@ -173,10 +230,9 @@ def _columns(fields: dict[str, Any], root: Path, row: Row) -> Conversation:
             text = read_text(asked, repr(question), row)
             if question == "instruction" and fields.get("input"):
                 text += "\n" + read_text(fields["input"], "'input'", row)
-            said = [("user", text), ("assistant", _answer(answered, answer, row))]
-            if system := fields.get("system"):
-                said.insert(0, ("system", read_text(system, "'system'", row)))
-            return assemble(said, media, row)
+            before = _pairs(fields.get("history") or [], "history", (0, 1), row)
+            said = [*before, ("user", text), ("assistant", _answer(answered, answer, row))]
+            return assemble(_with_system(said, fields, row), media, row)
     name = next((name for name in (CAPTION, "text") if name in fields), None)
     if name is None:
         have = [column for pair in COLUMNS for column in pair if column in fields]
@@ -194,6 +250,23 @@ def _columns(fields: dict[str, Any], root: Path, row: Row) -> Conversation:
     # Captions are learned without being asked for: the question is the picture alone.
     shown: tuple[Part, ...] = (*media.images, *media.videos)
     return assemble([("user", shown), ("assistant", text)], Media(), row)
+
+
+def _pairs(pairs: Any, name: str, keys: tuple[Any, Any], row: Row) -> list[tuple[str, Said]]:
+    """Questions and answers in turn, each pair with the two under `keys`."""
+    said: list[tuple[str, Said]] = []
+    for number, pair in enumerate(pairs if isinstance(pairs, list) else [pairs], 1):
+        try:
+            question, answer = pair[keys[0]], pair[keys[1]]
+        except (IndexError, KeyError, TypeError):
+            raise row.bad(
+                "no pair",
+                f"Pair {number} of {name!r} is {short(pair)}.",
+                f"Expected a question and its answer, under {keys[0]!r} and {keys[1]!r}.",
+            ) from None
+        said.append(("user", read_text(question, f"Question {number} of {name!r}", row)))
+        said.append(("assistant", read_text(answer, f"Answer {number} of {name!r}", row)))
+    return said
 
 
 def _answer(value: Any, name: str, row: Row) -> str:

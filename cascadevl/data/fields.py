@@ -36,6 +36,8 @@ CONTROLS = (
 )
 """What other programs leave in texts that they have rendered for a model."""
 
+_BARE_BASE64 = re.compile(r"(/9j/|iVBORw0KGgo|UklGR|R0lGOD)[A-Za-z0-9+/\s]{60,}=*\s*")
+"""A JPEG, PNG, WebP or GIF in base64, and nothing that says so."""
 _SPOILT = re.compile(r"[\x00\ud800-\udfff]|\r\n?")
 
 
@@ -103,6 +105,9 @@ def _listed(fields: Mapping[str, Any], names: tuple[str, ...], row: Row) -> list
     if not have:
         return []
     name, value = have[0], fields[have[0]]
+    if value == "":
+        row.mend("empty path", f"{name!r} is an empty text.", "Leave it out where there is no picture or video.")
+        return []
     if isinstance(value, list):
         return value
     if name.endswith("s"):
@@ -113,13 +118,15 @@ def _listed(fields: Mapping[str, Any], names: tuple[str, ...], row: Row) -> list
 def read_json(text: str, name: str, row: Row) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise row.bad("not JSON", f"{name} is no JSON: {error}.", "Write it as JSON.") from None
 
 
 def read_source(value: Any, root: Path, row: Row) -> str | bytes:
     """The path of a file, from `root`, or its bytes, or a data URL."""
     if isinstance(value, Mapping):
+        if value.get("data"):  # as Anthropic's messages have it
+            return f"data:{value.get('media_type')};base64,{value['data']}"
         value = value.get("bytes") or value.get("path") or value.get("url")
     if isinstance(value, bytes):
         return value
@@ -127,6 +134,9 @@ def read_source(value: Any, root: Path, row: Row) -> str | bytes:
         raise row.bad("no path", f"A picture or video is given as {short(value)}.", "Expected a path, or its bytes.")
     if value[:5].lower() == "data:":
         return value
+    if _BARE_BASE64.fullmatch(value):
+        row.mend("bare base64", f"{value!r:.40}… is a picture in base64.", "Write 'data:image/png;base64,' before it.")
+        return f"data:image/png;base64,{value}"  # of which kind it is, its bytes say
     if value.startswith("file://"):
         value = value.removeprefix("file://")
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", value):

@@ -24,6 +24,8 @@ from cascadevl.core.files import content_hash
 from cascadevl.core.native import cache_folder
 
 BOM = b"\xef\xbb\xbf"
+GZIP = b"\x1f\x8b"
+COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 SMALL_BYTES = 16 * 2**20
 """The offsets of smaller files are found anew each time."""
 KEPT_BYTES = 512 * 2**20
@@ -68,15 +70,17 @@ class Rows(Protocol):
 def open_rows(path: Path) -> Rows:
     """By the end of its name. Raises DataError for an unknown one, and for a file without rows."""
     if not path.is_file():
-        raise DataError(str(path), "There is no such file.", f"Check the path, seen from {os.getcwd()}.", "no file")
+        problem = "This is a folder, not a file." if path.is_dir() else "There is no such file."
+        raise DataError(str(path), problem, f"Check the path, seen from {os.getcwd()}.", "no file")
     if not path.stat().st_size:
         raise DataError(str(path), "The file is empty: 0 bytes.", "Write or download it again.", "empty file")
     kind = READERS.get(path.suffix.lower())
     if kind is None:
+        unpack = "Unpack it first. " if path.suffix.lower() in COMPRESSED else ""
         raise DataError(
             str(path),
             f"Files that end with {path.suffix!r} are not read.",
-            f"Expected {', '.join(READERS)}.",
+            f"{unpack}Expected {', '.join(READERS)}.",
             "no data",
         )
     rows = kind(path)
@@ -110,6 +114,10 @@ class JsonRows(_Opened):
                 "The file is UTF-16, or no text at all.",
                 "Save it as UTF-8, such as with `iconv -f UTF-16 -t UTF-8`.",
                 "not UTF-8",
+            )
+        if head.startswith(GZIP):
+            raise DataError(
+                str(path), "The file is compressed.", "Unpack it first, such as with gunzip.", "compressed file"
             )
         self._num_rows = len(self._open()[1]) - 1
 
@@ -155,6 +163,8 @@ def read_object(data: bytes, row: Row) -> dict[str, Any]:
         raise row.bad(
             "not JSON", f"{error.msg} at character {error.pos + 1}, near {near!r}.", "Write the row as one JSON object."
         ) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise row.bad("not JSON", f"{error}.", "Write the row as one JSON object.") from None
     except RecursionError:
         raise row.bad("not JSON", "The row is nested too deeply.", "Write the row as one flat JSON object.") from None
     if not isinstance(value, dict):
@@ -302,6 +312,8 @@ class TarRows(_Opened):
         try:
             with tarfile.open(path, "r:") as tar:
                 self._samples = list(samples_of(tar))
+                if tar.offset <= path.stat().st_size and not _ends(path, tar.offset):
+                    self._samples.append(("", ()))  # a row that says what may be missing
         except (tarfile.TarError, OSError) as error:
             raise DataError(
                 str(path), f"This is no tar file: {error}.", "Expected an uncompressed tar: gunzip it.", "damaged tar"
@@ -312,6 +324,12 @@ class TarRows(_Opened):
 
     def read(self, index: int, row: Row) -> dict[str, Any]:
         key, members = self._samples[index]
+        if not members:
+            raise row.bad(
+                "damaged tar",
+                "Here the tar breaks off, or goes on with what is no member: what followed is lost.",
+                "Download or write it again; several tars are not joined by `cat`.",
+            )
         by_kind: dict[str, list[Member]] = {}
         for member in members:
             end = "." + member.suffix.rpartition(".")[2].lower()
@@ -339,6 +357,18 @@ class TarRows(_Opened):
         if len(data) < member.size_bytes:
             raise row.bad("damaged tar", f"The tar ends within {member.suffix!r}.", "Download or write it again.")
         return data
+
+
+def _ends(path: Path, offset: int) -> bool:
+    """Whether a block of zeros and nothing else stands behind the last member.
+
+    Python stops reading without a word at anything else, where a tar is cut off or damaged.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+        rest = iter(lambda: file.read(2**20), b"")
+        return block == tarfile.NUL * tarfile.BLOCKSIZE and not any(chunk.strip(tarfile.NUL) for chunk in rest)
 
 
 def samples_of(tar: tarfile.TarFile) -> Iterator[tuple[str, tuple[Member, ...]]]:

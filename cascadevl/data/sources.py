@@ -3,6 +3,8 @@
 import difflib
 import json
 import os
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,16 +42,13 @@ class Source(Protocol):
 class FileSource:
     """The rows of one file, all of one form."""
 
-    def __init__(self, rows: Rows, form: str, root: Path) -> None:
+    def __init__(self, rows: Rows, form: str, root: Path, name: str | None = None) -> None:
+        self.name = name or rows.path.name
         self.rows = rows
         self.form = form
         """One of `conversations.FORMS`."""
         self.root = root
         """Where relative paths of pictures begin."""
-
-    @property
-    def name(self) -> str:
-        return self.rows.path.name
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -98,13 +97,15 @@ def open_data(path: str | Path, format: str = "auto", root: str | Path | None = 
     if (meta := _read_meta(path)) is not None:
         if root is not None:
             raise ConfigError("A meta file names the root of each of its sets: leave `root` out.")
-        return [_entry(path, name, entry, format) for name, entry in meta.items()]
+        files = Counter(os.path.basename(str(entry.get("annotation"))) for entry in meta.values())
+        shared = {file for file, count in files.items() if count > 1}
+        return [_entry(path, name, entry, format, shared) for name, entry in meta.items()]
     return [Dataset(source=_open_file(path, format, Path(root) if root is not None else path.parent))]
 
 
-def _open_file(path: Path, format: str, root: Path) -> FileSource:
+def _open_file(path: Path, format: str, root: Path, name: str | None = None) -> FileSource:
     rows = open_rows(path)
-    return FileSource(rows, _first_form(rows) if format == "auto" else format, root)
+    return FileSource(rows, _first_form(rows) if format == "auto" else format, root, name)
 
 
 NUM_LOOKED_AT = 20
@@ -160,7 +161,8 @@ _ENTRY = ("root", "annotation", "data_augment", "max_dynamic_patch", "repeat_tim
 """Keys of an entry. `length` is what the writer counted, `conv_style` belongs to our preprocessing spec: not used."""
 
 
-def _entry(meta: Path, name: str, entry: dict[str, Any], format: str) -> Dataset:
+def _entry(meta: Path, name: str, entry: dict[str, Any], format: str, shared: Collection[str]) -> Dataset:
+    """`shared` are names of several files: theirs are called by their entries as well, `docs/train.jsonl`."""
     where = f"{meta.name}: {name}"
     for key in entry:
         if key not in _ENTRY:
@@ -178,7 +180,7 @@ def _entry(meta: Path, name: str, entry: dict[str, Any], format: str) -> Dataset
         raise DataError(where, f"max_dynamic_patch is {max_tiles!r}.", "Expected a whole number from 1.", "meta file")
     annotation, root = (_beside(meta, entry.get(key) or "") for key in ("annotation", "root"))
     return Dataset(
-        source=_open_file(annotation, format, root),
+        source=_open_file(annotation, format, root, f"{name}/{annotation.name}" if annotation.name in shared else None),
         repeat=float(repeat),
         max_tiles=max_tiles,
         augment=bool(entry.get("data_augment", False)),

@@ -49,6 +49,12 @@ WARMUP_TOKENS_2_5 = {"1b": 191, "2b": 277, "4b": 164, "8b": 22, "26b": 31, "38b"
 """Billions, by size (InternVL 2.5, table 3)."""
 INCREMENTAL_2_5 = {"8b": (76, 0.1), "26b": (146, 0.4)}
 """Billions of tokens and drop path."""
+PRETRAIN_1_5 = {
+    "2b": (("vit", "mlp"), 2e-5, 0.1, 0.01),
+    "4b": (("mlp",), 2e-4, 0.0, 0.05),
+    "26b": (("vit", "mlp"), 1e-5, 0.2, 0.05),
+}
+"""What learns, rate, drop path and weight decay, by size, of the scripts."""
 DROP_PATH_3_5 = {"1b": 0.0, "2b": 0.0, "4b": 0.0, "38b": 0.4, "241b_a28b": 0.4}
 """Others 0.1."""
 BALANCE_3_5 = {"20b_a4b": 0.001, "30b_a3b": 0.001, "241b_a28b": 0.001}
@@ -62,7 +68,7 @@ def packs(max_tokens: int, max_tiles: int, per_step: int, reduction: str = "squa
 
 
 def internvl1_5_pretrain(size: str) -> TrainConfig:
-    """InternVL 1.5, first stage: tower and projector learn, dynamic high resolution, the language model rests.
+    """InternVL 1.5, first stage: tower and projector learn, of the 4B the projector alone; dynamic high resolution.
 
     Paper: arXiv 2404.16821, §4; Mini-InternVL: arXiv 2410.16261. Script: internvl_chat_v1_5_*_dynamic_res_pretrain.sh.
     Command: cascadevl train internvl1_5_26b_pretrain --init FOLDER --data META.json --steps N --out OUT
@@ -71,14 +77,14 @@ def internvl1_5_pretrain(size: str) -> TrainConfig:
     Phi-3-mini) with a fresh projector. Samples were not packed: 13 tiles fill the 4,096 tokens of a pack but for
     short texts. The published batch of 2,048 counts samples.
     """
-    large = size == "26b"
+    train, lr, drop_path, weight_decay = PRETRAIN_1_5[size]
     return TrainConfig(
         recipe=f"internvl1_5_{size}_pretrain",
         model=NAMES_1_5[size],
-        train=("vit", "mlp"),
-        drop_path=0.2 if large else 0.1,
+        train=train,
+        drop_path=drop_path,
         packs=packs(4096, 13, 2048, "token"),
-        optim=OptimConfig(lr=1e-5 if large else 2e-5, weight_decay=0.01 if size == "2b" else 0.05),
+        optim=OptimConfig(lr=lr, weight_decay=weight_decay),
         schedule=HUNDRED_STEPS,
         compute=RECOMPUTE,
         watch=WatchConfig(save_every=200),

@@ -6,12 +6,15 @@ OUT/states         the last two, for --resume     OUT/report.html, samples.jsonl
 """
 
 import dataclasses
+import os
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from cascadevl.checkpoints.adapters import merge, read_adapter
@@ -39,6 +42,7 @@ from cascadevl.training.compute import autocast, compile_parts, recompute, resol
 from cascadevl.training.config import TrainConfig, differences, read_config, write_config
 from cascadevl.training.ema import Ema
 from cascadevl.training.fit import FitState, fit
+from cascadevl.training.interrupt import Patience, Stopped, alone
 from cascadevl.training.lora import NAME, attach_lora
 from cascadevl.training.objectives import Loss, Objective
 from cascadevl.training.objectives.next_token import NextToken
@@ -58,12 +62,22 @@ MAY_CHANGE = ("watch.",)
 def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
     """Run a recipe to its end; returns the folder of what came out. Under torchrun every process calls it.
 
-    Started with `resume`, it goes on from its last state as if it had never stopped.
+    Started with `resume`, it goes on from its last state as if it had never stopped. Raises Stopped, the last step
+    saved, where the process was asked to end.
     """
     config.check_complete()
-    with joined(config.compute.device) as world:
+    with joined(config.compute.device) as world, alone(out) if world.is_first else nullcontext():
         prepare(config, out, resume, world)
-        return build(config, out, world)(resume)
+        try:
+            return build(config, out, world)(resume)
+        except SafetensorError as error:
+            raise _of_the_machine(error, out) from error
+
+
+def _of_the_machine(error: SafetensorError, out: Path) -> Exception:
+    """A full disk is no OSError where safetensors finds it full."""
+    found = re.search(r"os error (\d+)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(out)) if found else error
 
 
 def prepare(config: TrainConfig, out: Path, resume: bool, world: World) -> None:
@@ -194,6 +208,7 @@ class Run:
     ema: Ema | None
     optimizer: torch.optim.Optimizer
     accumulate: int
+    patience: Patience = field(default_factory=Patience)
 
     def __call__(self, resume: bool) -> Path:
         config, model, world = self.config, self.parts.model, self.world
@@ -218,19 +233,20 @@ class Run:
             observer(state, loss, norm)
 
         try:
-            fit(
-                model=model,
-                objective=objective,
-                batches=self.loader,
-                optimizer=self.optimizer,
-                schedule=make_schedule(config.schedule, config.num_steps),
-                state=state,
-                observe=observe,
-                save=self.save,
-                learn=learn,
-                steps=config.num_steps,
-                accumulate=self.accumulate,
-            )
+            with self.patience:
+                fit(
+                    model=model,
+                    objective=objective,
+                    batches=self.loader,
+                    optimizer=self.optimizer,
+                    schedule=make_schedule(config.schedule, config.num_steps),
+                    state=state,
+                    observe=observe,
+                    save=self.save,
+                    learn=learn,
+                    steps=config.num_steps,
+                    accumulate=self.accumulate,
+                )
         finally:
             observer.close()
         return self.finish()
@@ -264,8 +280,9 @@ class Run:
     # States.
 
     def save(self, state: FitState) -> None:
-        """`save` of `fit`: every so many steps, and after the last."""
-        if state.step % self.config.watch.save_every and state.step != self.config.num_steps:
+        """`save` of `fit`: every so many steps, after the last, and where a process was asked to stop."""
+        signals = [number for number in self.world.gather(self.patience.number) if number is not None]
+        if not signals and state.step % self.config.watch.save_every and state.step != self.config.num_steps:
             return
         own = {
             "random": random_state(self.world.device),
@@ -278,6 +295,8 @@ class Run:
             facts = {"step": state.step, "spec_hash": self.parts.spec.hash, "ranks": ranks}
             write_state(self.out / "states", state.step, self._modules(), self.optimizer, facts)
         self.world.wait()
+        if signals:
+            raise Stopped(state.step, signals[0])
 
     def restore(self) -> FitState:
         """Where the last state left off."""

@@ -31,6 +31,8 @@ from cascadevl.training.config import (
 
 STEPS_2_5 = {"1b": 22000, "2b": 22000, "4b": 11000}
 """Of the scripts, 4, 4 and 2 epochs; others 5,500, which is one."""
+DROP_PATH_FINETUNE_3 = {"14b": 0.1, "38b": 0.2, "78b": 0.4}
+"""Others none; the tower rests, and yet drops."""
 LARGE = ("26b", "38b", "78b")
 
 
@@ -104,14 +106,17 @@ def internvl3_finetune(size: str) -> TrainConfig:
 
     Script: internvl3.0/2nd_finetune/internvl3_*_2nd_finetune_full.sh.
     Command: cascadevl train internvl3_8b_finetune --data META.json --steps N --out OUT
-    Hardware and hours: not published. Steps: one epoch.
+    Hardware: 8 GPUs (38B 16, 78B 32). Hours: not published. Steps: one epoch.
+    Samples were not packed; the published batch of 128 counts samples, all of whose tokens weigh alike. Where samples
+    are short, fewer packs (`--packs.per-step`) hold as many.
     """
     return TrainConfig(
         recipe=f"internvl3_{size}_finetune",
         model=f"InternVL3-{size.upper()}",
         init=f"OpenGVLab/InternVL3-{size.upper()}",
         train=("mlp", "llm"),
-        packs=packs(16384, 48, 128),
+        drop_path=DROP_PATH_FINETUNE_3.get(size, 0.0),
+        packs=packs(16384, 48, 128, "token"),
         optim=OptimConfig(lr=1e-5 if size == "1b" else 2e-5, weight_decay=0.05),
         schedule=THREE_PERCENT,
         compute=RECOMPUTE,

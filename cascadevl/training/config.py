@@ -107,6 +107,11 @@ class ScheduleConfig:
     def warmup(self, steps: int) -> int:
         return self.warmup_steps or math.ceil(self.warmup_ratio * steps)
 
+    def decay(self, steps: int) -> int:
+        """cosine: all that is not warm-up decays; constant: nothing does; wsd: the last share, where there is room."""
+        room = steps - self.warmup(steps)
+        return {"cosine": room, "constant": 0, "wsd": min(room, round(self.decay_ratio * steps))}[self.kind]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraConfig:

@@ -32,7 +32,5 @@ class WarmupStableDecay:
 
 
 def make_schedule(config: ScheduleConfig, steps: int) -> Callable[[int], float]:
-    """cosine: all that is not warm-up decays; constant: nothing does; wsd: the last share."""
-    warmup = config.warmup(steps)
-    decay = {"cosine": steps - warmup, "constant": 0, "wsd": round(config.decay_ratio * steps)}[config.kind]
-    return WarmupStableDecay(steps=steps, warmup=warmup, decay=decay, floor=config.floor)
+    """What the config says, over so many steps."""
+    return WarmupStableDecay(steps=steps, warmup=config.warmup(steps), decay=config.decay(steps), floor=config.floor)

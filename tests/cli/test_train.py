@@ -42,6 +42,13 @@ def test_mistakes_are_told_before_torch_is_loaded(words: list[str], told: str, c
     assert told in ran.err and "Traceback" not in ran.err
 
 
+def test_files_that_cannot_be_read_are_told_before_torch_is_loaded(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes('{"text": "Ü"}'.encode("utf-16"))
+    ran = command("train", "sft_nano", "--out", "run", "--data", "x.jsonl", torch=False)
+    assert ran.code == 2 and "UTF-16" in ran.err and "Traceback" not in ran.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_with_a_run_is_not_written_over(command: Command, tmp_path: Path) -> None:
     (tmp_path / "run" / "states" / "00000001").mkdir(parents=True)
     ran = command("train", "tiny", "--out", "run", torch=False)

@@ -1,5 +1,6 @@
 """Malformed data sets, each of which gives a named row and a fix; what can be mended is mended."""
 
+import base64
 import io
 import json
 import tarfile
@@ -36,6 +37,12 @@ def lines(*rows: Any) -> bytes:
     return b"".join(each if isinstance(each, bytes) else json.dumps(each).encode() + b"\n" for each in rows)
 
 
+def picture_bytes() -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((40, 20)).convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
 GOOD = row()
 
 
@@ -56,6 +63,9 @@ def second(bad: Any, *words: str, mendable: bool = False) -> Case:
     return Case(lines(GOOD, bad), "x.jsonl:2", kind, problem, fix, mendable)
 
 
+PICTURE = picture_bytes()
+CAT = {"type": "image_url", "image_url": {"url": "cat.jpg"}}
+CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": "{1, 2}"}}
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
 
 CASES = {
@@ -165,6 +175,10 @@ CASES = {
         "must end later",
         "Correct",
     ),
+    "clip behind the end": second(
+        row(image=..., video="walk.mp4", clip=[9, 12], conversations=turns("Who?")),
+        *("damaged video", "the clip begins at 9 s", "Begin earlier"),
+    ),
     # All rows.
     "id twice": Case(lines(row(id="a"), row(id="a")), "x.jsonl:2", "id twice", "x.jsonl:1", "of its own", True),
     "number as answer": Case(
@@ -175,7 +189,47 @@ CASES = {
     ),
     "result of no call": Case(
         lines({"messages": [*MESSAGES, {"role": "tool", "tool_call_id": "x", "content": "2"}, MESSAGES[1]]}),
-        *("x.jsonl:1", "conversation", "tool call 'x'", "keep the assistant's message"),
+        *("x.jsonl:1", "conversation", "Message 3 answers the tool call 'x'", "keep the assistant's message"),
+    ),
+    "arguments that are no JSON": Case(
+        lines({"messages": [MESSAGES[0], {"role": "assistant", "tool_calls": [CALL]}]}),
+        *("x.jsonl:1", "conversation", "Message 2: 'tool_calls' must be", "Correct"),
+    ),
+    "an answer that is not to be learned": Case(
+        lines({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}, *MESSAGES]}),
+        *("x.jsonl:1", "weight", "Message 2 has the weight 0", "Cut the conversation"),
+    ),
+    "no tile at all": Case(
+        lines({"messages": [{"role": "user", "content": [{**CAT, "max_tiles": -1}]}, MESSAGES[1]]}),
+        *("x.jsonl:1", "tile limit", "the int -1", "from 1"),
+    ),
+    "sound": second(row(audio="cat.wav"), "unread field", "'audio'", "Leave the row out"),
+    "preference beside messages": Case(
+        lines({"messages": MESSAGES, "rejected_response": "Hm"}),
+        *("x.jsonl:1", "unread field", "'rejected_response'", "delete the field"),
+    ),
+    "two system turns": second(
+        row(system="Be brief.", conversations=[{"from": "system", "value": "Be long."}, *turns()]),
+        *("two system turns", "'system' and a system turn", "Keep one"),
+    ),
+    "turns as JSON in a text": second(
+        row(conversations=json.dumps(turns())), "turns as text", "written as a text", "as a list", mendable=True
+    ),
+    "half a pair": Case(
+        lines({"question": "And?", "answer": "No.", "history": [["What?"]]}),
+        *("x.jsonl:1", "no pair", "Pair 1 of 'history'", "its answer"),
+    ),
+    "picture in base64": second(
+        row(image=base64.b64encode(PICTURE).decode()), "bare base64", "in base64", "before it", mendable=True
+    ),
+    "picture is an empty text": second(
+        row(image="", conversations=turns("Hi")), "empty path", "an empty text", "Leave it out", mendable=True
+    ),
+    "mark that is spelt otherwise": second(
+        row(conversations=turns("<Image>\nWhat?")), "odd mark", "'<Image>'", "Write <image>", mendable=True
+    ),
+    "number of thousands of digits": Case(
+        b'{"id": ' + b"9" * 5000 + b', "text": "A cat."}\n', "x.jsonl:1", "not JSON", "5000 digits", "JSON object"
     ),
 }
 
@@ -191,6 +245,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "page.jpg").write_text("<html>404</html>")
+    frames = [picture.rotate(angle) for angle in (0, 90, 180)]
+    frames[0].save(tmp_path / "walk.mp4", "GIF", save_all=True, append_images=frames[1:], duration=1000)
     return tmp_path
 
 
@@ -216,6 +272,7 @@ def test_each_malformed_data_set_gives_a_named_row_and_a_fix(name, folder):
 
 SEEN_BY_ALL_ROWS = ("id twice", "wrong width and height")
 SEEN_IN_FILES = (
+    "clip behind",
     "missing picture",
     "missing video",
     "absolute path",

@@ -80,6 +80,33 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Conversation]] = {
         {"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
         chat("Hi", "Ho"),
     ),
+    "system prompt beside the turns": (
+        {"system": "Be brief.", "conversations": said("Hi", "Ho")},
+        Conversation((Turn("system", (Text("Be brief."),)), *chat("Hi", "Ho").turns)),
+    ),
+    "questions before": (
+        {"instruction": "And?", "input": "", "output": "No.", "history": [["Hi", "Ho"]], "system_prompt": "Be brief."},
+        Conversation((Turn("system", (Text("Be brief."),)), *chat("Hi", "Ho", "And?", "No.").turns)),
+    ),
+    "pairs of The Cauldron": (
+        {"images": ["cat.jpg"], "texts": [{"user": "What?", "assistant": "A cat."}, {"user": "?", "assistant": "!"}]},
+        chat((CAT, "What?"), "A cat.", "?", "!"),
+    ),
+    "picture as Anthropic has it": (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
+                        {"type": "text", "text": "What?"},
+                    ],
+                },
+                {"role": "assistant", "content": "A cat.", "weight": 1},
+            ]
+        },
+        chat((Image("data:image/png;base64,AAAA"), "What?"), "A cat."),
+    ),
     "pretrain": (
         {"images": ["cat.jpg"], "conversations": [{"from": "pretrain", "value": "Once.\n<image>\nEnd."}]},
         document("Once.\n", CAT, "\nEnd."),

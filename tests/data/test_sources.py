@@ -153,6 +153,35 @@ def test_tar_members_of_one_key_belong_together(tmp_path):
         columns[3]
 
 
+def test_a_tar_that_breaks_off_says_so_in_a_last_row(tmp_path):
+    """Wherever it is cut, and where another tar was joined to it."""
+    texts = {f"{i}.json": json.dumps(qa(i)).encode() for i in range(4)}
+    whole = tar(tmp_path / "x.tar", **texts).read_bytes()
+    end = whole.rindex(b"}") // 512 * 512 + 512
+    assert len(open_data(tmp_path / "x.tar")[0].source) == 4
+    for data, num_good in ((whole[:end], 4), (whole[: end + 100], 4), (whole[:2200], 2), (whole + whole, 4)):
+        (tmp_path / "y.tar").write_bytes(data)
+        source = open_data(tmp_path / "y.tar")[0].source
+        assert len(source) == num_good + 1
+        with pytest.raises(DataError, match=rf"y.tar:{num_good + 1}: Here the tar breaks off") as caught:
+            source[num_good]
+        assert caught.value.kind == "damaged tar"
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    for folder in ("docs", "charts"):
+        (tmp_path / folder).mkdir()
+        jsonl(tmp_path / folder / "train.jsonl", qa(0), {"question": "?", "answer": ""})
+    jsonl(tmp_path / "other.jsonl", qa(0))
+    files = {"docs": "docs/train.jsonl", "charts": "charts/train.jsonl", "rest": "other.jsonl"}
+    meta = tmp_path / "meta.json"
+    meta.write_text(json.dumps({name: {"root": "", "annotation": file} for name, file in files.items()}))
+    docs, charts, rest = (dataset.source for dataset in open_data(meta))
+    assert [docs.name, charts.name, rest.name] == ["docs/train.jsonl", "charts/train.jsonl", "other.jsonl"]
+    with pytest.raises(DataError, match=r"^charts/train.jsonl:2: "):
+        charts[1]
+
+
 def test_meta_entries_become_data_sets(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
@@ -195,6 +224,8 @@ def test_meta_entries_that_cannot_be_used_are_refused_by_name(entry, words, tmp_
         ("x.json", b'{"a": 1}', "no meta file"),
         ("x.json", b'{\n"a": \n', "no JSON"),
         ("x.csv", b"a,b", "'.csv' are not read"),
+        ("x.jsonl.gz", b"\x1f\x8b\x08", "Unpack it first"),
+        ("x.jsonl", b"\x1f\x8b\x08", "is compressed"),
         ("x.jsonl", '{"text": "Ü"}'.encode("utf-16"), "UTF-16"),
         ("x.parquet", b"PAR1 or not", "no parquet file"),
         ("x.tar", b"no tar" * 200, "no tar file"),

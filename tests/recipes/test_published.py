@@ -66,6 +66,29 @@ def test_values_of_the_tables_by_hand() -> None:
     assert pretrain.RECIPES["internvl3_5_8b_mlp_warmup"]().steps == 5000
 
 
+@pytest.mark.parametrize(
+    ("name", "train", "lr", "weight_decay", "drop_path", "per_step", "reduction"),
+    [
+        ("internvl1_5_2b_pretrain", ("vit", "mlp"), 2e-5, 0.01, 0.1, 2048, "token"),
+        ("internvl1_5_4b_pretrain", ("mlp",), 2e-4, 0.05, 0.0, 2048, "token"),
+        ("internvl1_5_26b_pretrain", ("vit", "mlp"), 1e-5, 0.05, 0.2, 2048, "token"),
+        ("internvl1_5_4b_sft", ("vit", "mlp", "llm"), 4e-5, 0.05, 0.1, 1024, "token"),
+        ("internvl3_1b_finetune", ("mlp", "llm"), 1e-5, 0.05, 0.0, 128, "token"),
+        ("internvl3_8b_finetune", ("mlp", "llm"), 2e-5, 0.05, 0.0, 128, "token"),
+        ("internvl3_14b_finetune", ("mlp", "llm"), 2e-5, 0.05, 0.1, 128, "token"),
+        ("internvl3_38b_finetune", ("mlp", "llm"), 2e-5, 0.05, 0.2, 128, "token"),
+        ("internvl3_78b_finetune", ("mlp", "llm"), 2e-5, 0.05, 0.4, 128, "token"),
+    ],
+)
+def test_values_of_the_scripts_by_hand(
+    name: str, train: tuple[str, ...], lr: float, weight_decay: float, drop_path: float, per_step: int, reduction: str
+) -> None:
+    """internvl_chat_v1_5_*_dynamic_res_*.sh, and internvl3_*_2nd_finetune_full.sh, which packs nothing."""
+    config = RECIPES[name]()
+    assert (config.train, config.optim.lr, config.optim.weight_decay) == (train, lr, weight_decay)
+    assert (config.drop_path, config.packs.per_step, config.packs.reduction) == (drop_path, per_step, reduction)
+
+
 def test_every_stage_has_every_released_size() -> None:
     count = {stage: sum(name.startswith(stage) for name in PUBLISHED) for stage in ("internvl1_5_", "internvl2_5_")}
     assert count == {"internvl1_5_": 2 * 3, "internvl2_5_": 2 * 7 + 2}

@@ -1,5 +1,6 @@
 """Runs from their config to their folder: killed and resumed, fine-tuned and asked, full and by LoRA."""
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from cascadevl.api import load
 from cascadevl.checkpoints.load import load_parts
@@ -18,6 +20,7 @@ from cascadevl.core.errors import ConfigError
 from cascadevl.recipes.run import train
 from cascadevl.recipes.sft import sft_nano, sft_nano_lora, tiny
 from cascadevl.training.config import TrainConfig, read_config, write_config
+from cascadevl.training.interrupt import alone
 from cascadevl.training.observe import TIMINGS
 from cascadevl.training.states import states
 from tests.distributed.ranks import run_ranks
@@ -43,6 +46,20 @@ run.Run.save = save
 run.train(read_config(Path(config)), Path(out), resume=False)
 """
 """A run that is killed, as by -9, right before or after a state is saved."""
+
+ASKED = """
+import os, sys
+from cascadevl.cli.main import main
+from cascadevl.training import observe
+inner, number = observe.Observer.__call__, int(sys.argv.pop())
+def told(self, state, loss, norm):
+    if state.step == 3:
+        os.kill(os.getpid(), number)
+    inner(self, state, loss, norm)
+observe.Observer.__call__ = told
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+"""A run that gets a signal in its third step."""
 
 
 def small(**changes: Any) -> TrainConfig:
@@ -85,6 +102,39 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(step: int, when: str, uninter
     assert rows(tmp_path / "run") == rows(uninterrupted)
     whole, resumed = weights(uninterrupted / "model"), weights(tmp_path / "run" / "model")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_saves_its_step(
+    number: signal.Signals, uninterrupted: Path, tmp_path: Path
+) -> None:
+    config = small(watch={"save_every": 100})
+    write_config(config, tmp_path / "run.yaml")
+    words = ["-c", ASKED, "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]
+    ran = subprocess.run(
+        [sys.executable, *words, str(int(number))], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 128 + number, ran.stderr
+    assert "Stopped after step 3, which is saved" in ran.stderr and "Traceback" not in ran.stderr
+    assert [path.name for path in states(tmp_path / "run" / "states")] == ["00000003"]
+    train(config, tmp_path / "run", resume=True)
+    assert rows(tmp_path / "run") == rows(uninterrupted)
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path / "run"), pytest.raises(ConfigError, match="Another process trains in"):
+        train(small(), tmp_path / "run")
+    assert not any((tmp_path / "run").iterdir())
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("cascadevl.checkpoints.resume.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        train(small(), tmp_path / "run")
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_a_state_that_was_half_written_is_passed_over(uninterrupted: Path, tmp_path: Path) -> None:

@@ -86,6 +86,13 @@ def test_what_a_recipe_leaves_open_is_asked_for_by_its_flag(missing: str, words:
         evolve(config, **{missing: None}).check_complete()
 
 
+def test_decay_takes_what_warm_up_leaves() -> None:
+    thirds = ScheduleConfig(kind="wsd", warmup_ratio=0.3, decay_ratio=0.7)  # 1.5 and 3.5 of 5 steps
+    assert (thirds.warmup(5), thirds.decay(5)) == (2, 3)
+    assert ScheduleConfig(kind="wsd", warmup_steps=2, decay_ratio=0.5).decay(3) == 1
+    assert ScheduleConfig(kind="wsd", decay_ratio=0.5).decay(10) == 5
+
+
 def test_packs_of_a_step_are_shared_by_ranks_or_refused() -> None:
     config = evolve(sft_nano(), packs={"per_step": 12})
     assert [config.accumulate(ranks) for ranks in (1, 4, 12)] == [12, 3, 1]
