@@ -177,11 +177,16 @@ class Generation:
     """One answer. `error` is set, and `text` empty, for a request that failed."""
 
     text: str
+    """What was said; a stop text that ended it is not part of it."""
     token_ids: tuple[int, ...] = ()
+    """All that were chosen, the one that ended the answer among them."""
     logprobs: tuple[TokenLogprob, ...] | None = None
+    """Of each of `token_ids`, where they were asked for."""
     finish_reason: FinishReason = "stop"
+    """Why it ended: by itself or at a stop text, cut, repeating itself, given up by who asked, failed."""
     usage: Usage = field(default_factory=Usage)
     spec_hash: str = ""
+    """Of the preprocessing spec by which its inputs were made."""
     grids: tuple[Grid, ...] = ()
     """(columns, rows) of the tiles of each picture."""
     timings: dict[str, float] = field(default_factory=dict)

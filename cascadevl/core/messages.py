@@ -1,6 +1,5 @@
 """A conversation: turns made of parts. OpenAI-style dictionaries come in here and nowhere else."""
 
-import dataclasses
 import difflib
 import json
 import math
@@ -173,16 +172,6 @@ class Conversation:
         if isinstance(messages, Mapping) or not isinstance(messages, Iterable):
             raise MessageError(f"Expected a list of messages, got {type(messages).__name__}.")
         return cls(tuple(_turn(message, number) for number, message in enumerate(messages)))
-
-    def with_images(self, images: Sequence[Any]) -> "Conversation":
-        """The same conversation with `images` put before the text of the first user turn."""
-        if not images:
-            return self
-        for number, turn in enumerate(self.turns):
-            if turn.role == "user":
-                first = dataclasses.replace(turn, parts=(*map(Image, images), *turn.parts))
-                return Conversation((*self.turns[:number], first, *self.turns[number + 1 :]))
-        raise MessageError("Pictures were given, but no user message to attach them to.")
 
 
 def _check_results(turn: Turn, number: int, called: set[str]) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from cascadevl.models.config import DecoderConfig, InternVLConfig
 from cascadevl.models.internvl import InternVL
+from cascadevl.models.router import EXPANSION, NUM_HEADS
 
 ATTENTION = ("scores", "mix")
 """Names of the products between queries, keys and values, which one kernel does together."""
@@ -91,8 +92,6 @@ def router_products(config: InternVLConfig, num_tiles: int) -> list[Product]:
     """
     if config.flash is None or not config.flash.enabled or num_tiles == 0:
         return []
-    from cascadevl.models.router import EXPANSION, NUM_HEADS
-
     width, patches = config.vision.hidden_size, _patches(config)
     head, heads = width // NUM_HEADS, num_tiles * NUM_HEADS
     return [

@@ -39,9 +39,9 @@ def attended(
     if asked_T is not None:
         ends = torch.tensor(lengths).cumsum(0)
         counts = torch.searchsorted(asked_T, ends).diff(prepend=ends.new_zeros(1)).tolist()
-        starts = ends.tolist()
         asked = [
-            (each - (end - n)).tolist() for each, end, n in zip(asked_T.split(counts), starts, lengths, strict=True)
+            (each - (end - n)).tolist()
+            for each, end, n in zip(asked_T.split(counts), ends.tolist(), lengths, strict=True)
         ]
     return Attended.apply(q_TNH, k_TKH, v_TKH, scale, runs(lengths, q_TNH.shape[1], asked))
 

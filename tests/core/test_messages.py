@@ -77,12 +77,6 @@ def test_an_impossible_clip_is_refused_where_it_is_made(clip: dict[str, Any]) ->
         Video("a.mp4", **clip)
 
 
-def test_pictures_are_put_before_the_first_question() -> None:
-    conversation = Conversation.parse([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}])
-    assert conversation.with_images(["a", "b"]).turns[1].parts == (Image("a"), Image("b"), Text("q"))
-    assert conversation.with_images([]) is conversation
-
-
 BAD: list[tuple[Any, str]] = [
     ([], "empty"),
     ({"role": "user", "content": "x"}, "Expected a list of messages, got dict"),
@@ -150,8 +144,3 @@ def test_what_cannot_be_meant_is_refused_with_what_was_expected(messages: Any, m
 def test_an_empty_question_is_refused(question: Any) -> None:
     with pytest.raises(MessageError, match="question is empty"):
         Conversation.ask(question, ["a.png"])
-
-
-def test_pictures_without_a_question_to_attach_them_to_are_refused() -> None:
-    with pytest.raises(MessageError, match="no user message"):
-        Conversation.parse([{"role": "assistant", "content": "Hello."}]).with_images(["a.png"])

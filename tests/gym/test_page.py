@@ -24,6 +24,15 @@ def test_every_glyph_box_frames_the_ink_of_its_own_character() -> None:
         assert ImageChops.difference(alone, page.image).getbbox() is None, face
 
 
+@pytest.mark.parametrize("align", [0.0, 0.5, 1.0])
+def test_a_text_begins_is_centred_or_ends_where_it_is_asked_to(align: float) -> None:
+    page = Page.blank(random.Random(1), (2, 1), PLAIN, plain=True)
+    left, _, right, _ = page.text(100, 30, "Hg 12", face="train/gym01", height=24, align=align)
+    assert right - left == pytest.approx(page.text_width("Hg 12", "train/gym01", 24) * page.scale, abs=1)
+    assert left + align * (right - left) == pytest.approx(100 * page.scale, abs=1)
+    assert (page.glyphs[0].left, page.glyphs[-1].right) == pytest.approx((left, right), abs=1)
+
+
 def test_ink_lies_in_the_cell_of_its_character() -> None:
     page = Page.blank(random.Random(1), (2, 1), PLAIN, plain=True)
     page.text(10, 30, "H   g", face="train/gym01", height=24)

@@ -3,7 +3,7 @@ from collections import Counter
 
 from cascadevl.core.task import Glyph
 from cascadevl.gym.glyph_targets import ALPHABET, glyph_targets
-from cascadevl.gym.scene import COLOURS, MARKS, SHAPES, Thing, blank_page, mixed, scatter
+from cascadevl.gym.scene import COLOURS, MARKS, SHAPES, Thing, blank_page, mixed, pairs, scatter
 from cascadevl.gym.shapes import Shapes
 
 
@@ -59,6 +59,22 @@ def test_the_tower_is_asked_for_colour_and_kind_of_a_shape_in_turn() -> None:
     star = len(ALPHABET) + 1 + len(COLOURS) + SHAPES.index("star")
     tile = targets[0].reshape(8, 8, 4)
     assert (tile[:, :4] == [red, star, red, star]).all() and (tile[:, 4:] == 0).all()
+
+
+def test_which_point_is_asked_for_the_colour_does_not_depend_on_where_the_shape_begins() -> None:
+    red, star = glyph_targets([Glyph(MARKS["red", "star"], 0, 0, 56, 112)], (112, 112), (1, 1), 112, 14, False)[
+        0, 0, :2
+    ]
+    later = glyph_targets([Glyph(MARKS["red", "star"], 3.5, 0, 56, 112)], (112, 112), (1, 1), 112, 14, False)
+    assert later[0, 0].tolist() == [0, star, red, star] and later[0, 1].tolist() == [red, star, red, star]
+
+
+def test_test_pictures_hold_one_pair_that_is_never_drawn_in_training_and_trained_ones_around_it() -> None:
+    held_out = set(pairs("test"))
+    for seed in range(20):
+        first, *others = mixed(random.Random(seed), "test", 4)
+        assert first in held_out and held_out.isdisjoint(others)
+        assert held_out.isdisjoint(mixed(random.Random(seed), "train", 4))
 
 
 def test_the_things_asked_for_are_said() -> None:

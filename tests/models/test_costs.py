@@ -63,6 +63,14 @@ def test_flops_are_those_of_the_flop_counter(family: str):
     assert decode == costs.flops(costs.decode_products(config.decoder, TOKENS + 1))
 
 
+def test_half_of_the_scores_are_skipped_where_a_kernel_can_skip_them():
+    """Sinks need a softmax of all scores (`ops/attention.py`); all other products are done in full."""
+    for family, expected in (("qwen3", 0.5), ("gpt_oss", 1.0)):
+        products = costs.prefill_products(TINY_DECODERS[family], TOKENS)
+        assert {each.visible for each in products if each.name in costs.ATTENTION} == {expected}
+        assert {each.visible for each in products if each.name not in costs.ATTENTION} == {1.0}
+
+
 @pytest.mark.parametrize("select_layer", [-1, -2, 1])
 def test_blocks_behind_the_selected_layer_cost_nothing(select_layer: int):
     config = evolve(tiny_parts("llama").model.config, vision=evolve(TINY_VISION, **SIX_B), select_layer=select_layer)

@@ -10,7 +10,7 @@ from torch import nn
 
 from cascadevl.core.errors import ConfigError
 from cascadevl.core.native import COMPILERS
-from cascadevl.models.quant_linear import QuantLinear, quantize_linears
+from cascadevl.models.quant_linear import QuantLinear, cut, quantize_linears
 from cascadevl.ops.formats import FORMATS, Quantized
 from cascadevl.ops.quantize import dequantize, linear_dynamic, quantize
 
@@ -91,3 +91,11 @@ def test_a_width_that_does_not_fit_leaves_the_model_as_it_was():
     with pytest.raises(ConfigError, match="64 inputs"):
         quantize_linears(model, lambda _: True, FORMATS["int4-g128"])
     assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
+
+
+def test_outputs_that_share_a_scale_are_not_parted():
+    weight = quantize(torch.randn(300, 256), FORMATS["fp8-blocks"])
+    for start, rows in ((0, 128), (128, 128), (128, 172), (256, 44)):
+        part = cut(weight, start, rows)
+        assert part is not None and torch.equal(dequantize(part), dequantize(weight)[start : start + rows])
+    assert cut(weight, 64, 128) is None and cut(weight, 64, 236) is None and cut(weight, 0, 64) is None

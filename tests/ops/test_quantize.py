@@ -102,6 +102,14 @@ def test_mxfp4_says_its_sixteen_numbers_exactly():
     assert torch.equal(dequantize(quantized), weight_FD)
 
 
+def test_half_of_the_least_mxfp4_scale_is_a_normal_number():
+    """Kernels halve scales, and processors may take what is smaller for zero."""
+    least = float(torch.finfo(torch.float32).tiny)
+    for size in (1e-36, 1e-38, 1e-41, 0.0):
+        scales = quantize(torch.full((1, 32), size), FORMATS["mxfp4"]).scales
+        assert 2.0 ** (int(scales.min()) - 127) / 2 >= least
+
+
 def test_mxfp4_as_gpt_oss_stores_it():
     blocks_FGB = torch.randint(0, 256, (3, 2, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     scales_FG = torch.tensor([[120, 127], [130, 0], [254, 1]], dtype=torch.uint8)

@@ -1,6 +1,7 @@
 import itertools
 import random
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from cascadevl.core.errors import ConfigError, MissingExtra
 from cascadevl.scoring import lattice
-from cascadevl.scoring.consensus import distance, entropies, rank, score
+from cascadevl.scoring.consensus import distance, entropies, in_order, rank, score
 from cascadevl.scoring.text import edit_distance
 from cascadevl.scoring.tokens import tokenise
 
@@ -132,6 +133,17 @@ def test_a_page_that_two_readings_agree_on_is_confirmed_whatever_the_third_says(
 def test_ranking_puts_doubt_first():
     pages = {"calm": score(["a", "a"]), "digit": score(["a " * 99 + "1", "a " * 99 + "2"]), "bad": score(["ab", "xy"])}
     assert rank(pages) == ["bad", "digit", "calm"]
+
+
+@pytest.mark.parametrize("name", ["doubt", "number_doubt"])
+def test_of_pages_that_promise_as_many_errors_the_more_doubtful_comes_first(name):
+    page = score(["Total 12.50", "Total 12.50"])
+    assert rank({"a": replace(page, **{name: 0.1}), "b": replace(page, **{name: 0.2})}) == ["b", "a"]
+
+
+def test_lines_are_left_in_their_order_where_another_is_no_nearer():
+    tokens, model = (tokenise(text)[0] for text in ("red\nreds see", "reds\nred\nblue"))
+    assert in_order(tokens, model) is tokens
 
 
 @pytest.mark.parametrize(

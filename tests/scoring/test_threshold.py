@@ -31,3 +31,7 @@ def test_without_bad_pages_nothing_is_routed():
 def test_what_is_no_pairs_is_refused(pairs):
     with pytest.raises(ConfigError, match="pairs"):
         calibrate(pairs)
+
+
+def test_of_thresholds_that_do_as_well_the_largest_is_chosen():
+    assert calibrate([(0.0, 0.0), (0.4, 0.5)]).value == 0.2, "0 finds the same page, and would route more of others"

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 
 import pytest
@@ -32,7 +33,14 @@ def test_pages_read_with_daft_are_finished_for_the_run_that_follows(tmp_path, mo
     assert json.loads((tmp_path / "out" / "report.json").read_text())["num_pages"] == 3
 
 
-def test_without_daft_the_error_names_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("set_to", "expected"), [(None, "1"), ("0", "0")])
+def test_without_daft_the_error_names_it_and_with_it_nobody_is_told(tmp_path, monkeypatch, set_to, expected):
+    """Daft tells its makers that it was imported, unless it is told not to before."""
+    monkeypatch.setenv("DO_NOT_TRACK", "")  # so that what the code sets is taken back
+    monkeypatch.delenv("DO_NOT_TRACK")
+    if set_to is not None:
+        monkeypatch.setenv("DO_NOT_TRACK", set_to)
     monkeypatch.setitem(sys.modules, "daft", None)
     with pytest.raises(MissingExtra, match="pip install daft"):
         read_on_cluster([], FakeChoice(), Run(out=tmp_path, desks=()), workers=1)  # type: ignore[arg-type]
+    assert os.environ["DO_NOT_TRACK"] == expected

@@ -100,6 +100,13 @@ def test_ink_is_seen_on_noisy_and_faded_pages_and_not_on_empty_ones():
     assert not has_ink(Image.linear_gradient("L").resize((900, 260))), "a shadow is no ink"
 
 
+@pytest.mark.parametrize("top", [40, 1320])
+def test_a_lone_line_near_the_border_is_ink(top):
+    page = Image.new("L", (1000, 1400), 255)
+    page.paste(0, (200, top, 800, top + 30))
+    assert has_ink(page)
+
+
 def test_cleaning_evens_out_a_shadow_and_keeps_the_size():
     page = np.asarray(written(LINES), dtype=np.float32)
     shaded = Image.fromarray((page * np.linspace(1, 0.3, 900)).astype(np.uint8))

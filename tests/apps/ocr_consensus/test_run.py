@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cascadevl.apps.ocr_consensus.pages import find_pages
-from cascadevl.apps.ocr_consensus.run import Desk, Limits, Run
+from cascadevl.apps.ocr_consensus.readers import Reading
+from cascadevl.apps.ocr_consensus.run import Desk, Limits, Run, read_upright
 from cascadevl.apps.ocr_consensus.vote import CONFIDENT
 from cascadevl.core.errors import ConfigError
 from tests.apps.ocr_consensus.fakes import Fake, FakeExpert, page
@@ -244,3 +246,24 @@ def test_killed_at_any_moment_it_leaves_nothing_half_written_and_goes_on(scans, 
     report = run(scans, readers())
     assert report["num_pages"] == 15 and report["num_failed"] == 0
     assert not list(out.glob(".torn*"))
+
+
+class Confused:
+    """Reads letters of which so many are wrong; how many depends on which way up a page lies."""
+
+    name, version = "confused", "1"
+
+    def __init__(self, upright: int, turned: int) -> None:
+        self.wrong = {0: upright, 255: turned}
+
+    def read(self, image: Image.Image) -> Reading:
+        corner = image.getpixel((0, 0))
+        wrong = self.wrong[int(corner[0] if isinstance(corner, tuple) else corner or 0)]
+        return Reading("x" * wrong + "abcdefghij"[wrong:])
+
+
+@pytest.mark.parametrize(("turned", "degrees"), [(4, 0), (3, 180)])
+def test_a_page_is_turned_only_where_readers_agree_clearly_better(turned, degrees):
+    page = Image.new("RGB", (60, 40), "white")
+    page.putpixel((0, 0), (0, 0, 0))
+    assert read_upright([Confused(0, 0), Confused(5, turned)], page)[0] == degrees

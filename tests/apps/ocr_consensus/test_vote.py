@@ -88,3 +88,9 @@ def test_removing_a_reader_asks_no_other_one_again(tmp_path):
     assert report["pages"][0]["num_readers"] == 3
     staff, _ = run("abcd")
     assert [each.seen for each in staff] == [[], [], [], []], "what the one that comes back has read is still there"
+
+
+@pytest.mark.parametrize("said", [("12.50", "13.50"), ("13.50", "12.50")])
+def test_where_two_stand_against_two_the_one_named_first_decides(said):
+    readings = [Reading(f"Total {said[at]}") for at in (0, 1, 1, 0)]
+    assert compare(BLANK, ["a", "b", "c", "d"], readings).text == f"Total {said[0]}\n"
