@@ -118,6 +118,11 @@ def locate(model: str | os.PathLike[str]) -> Path:
     if folder.is_dir():
         if not any(folder.iterdir()):
             raise CheckpointError(f"{folder} is empty; expected config.json, weights and tokenizer files.")
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise CheckpointError(
+                f"{folder} is an adapter, not a model. Name its base: `cascadevl serve --model BASE --adapter NAME "
+                f'{folder}`, or `cascadevl.load(BASE, adapter="{folder}")`.'
+            )
         read_json(folder / "config.json")
         return folder
     return _from_hub(name)

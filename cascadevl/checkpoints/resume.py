@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cascadevl.checkpoints.weights import write_tensors
 from cascadevl.core.errors import CheckpointError
 from cascadevl.core.files import atomic_folder, write_json
 
@@ -21,14 +22,14 @@ def save_training(
     """Write `modules` (by name), the optimizer's moments and any JSON state."""
     with atomic_folder(folder) as work:
         tensors = {f"{key}/{name}": p for key, module in modules.items() for name, p in module.state_dict().items()}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, work / MODULES)
+        write_tensors(tensors, work / MODULES)
         moments = {
-            f"{index}/{name}": value.contiguous()
+            f"{index}/{name}": value
             for index, values in optimizer.state_dict()["state"].items()
             for name, value in values.items()
             if isinstance(value, Tensor)
         }
-        save_file(moments, work / MOMENTS)
+        write_tensors(moments, work / MOMENTS)
         write_json(work / STATE, state)
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cascadevl.checkpoints.adapter_config import CONFIG
 from cascadevl.checkpoints.adapters import PREFIX, WEIGHTS
 from cascadevl.checkpoints.layouts import layouts
 from cascadevl.checkpoints.pieces import Piece, file_shapes
+from cascadevl.checkpoints.weights import write_tensors
 from cascadevl.core.errors import ConfigError
-from cascadevl.core.files import as_usual, atomic_folder, write_json, write_text
+from cascadevl.core.files import atomic_folder, write_json, write_text
 from cascadevl.models.internvl import InternVL
 from cascadevl.models.lora import LearnedChange
 
@@ -54,10 +54,7 @@ def save_adapter(
             tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = magnitude_F
     target = Path(folder)
     with atomic_folder(target) as work:
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, work / WEIGHTS, {"format": "pt"}
-        )
-        as_usual(work / WEIGHTS)
+        write_tensors(tensors, work / WEIGHTS)
         write_json(work / CONFIG, _config(next(iter(changes.values())), ranks, stored_shapes, base))
         if extra is not None:
             write_json(work / "cascadevl.json", dict(extra))

@@ -6,12 +6,15 @@ file and tensor is wrong before anything is allocated, and must not keep file pa
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -171,6 +174,19 @@ def _entry(file: Path, data_start: int, item: dict) -> Entry:
     return entry
 
 
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """One file. Raises OSError where the disk is full or closed, which safetensors tells in words alone."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(whole, path, {"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    as_usual(path)
+
+
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> None:
     """model.safetensors, or numbered shards with an index once one file would be too large."""
     shards = list(_shards(tensors, max_shard_bytes, folder))
@@ -179,7 +195,6 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_
         name = "model.safetensors"
         if len(shards) > 1:
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        as_usual(temporary)
         temporary.rename(folder / name)
         weight_map |= dict.fromkeys(names, name)
         total += num_bytes
@@ -196,7 +211,7 @@ def _shards(
 
     def flush() -> tuple[Path, list[str], int]:
         path = folder / f"shard-{count}.part"
-        save_file(pending, path, metadata={"format": "pt"})
+        write_tensors(pending, path)
         return path, list(pending), num_bytes
 
     for name, tensor in tensors:

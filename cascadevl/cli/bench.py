@@ -22,7 +22,7 @@ from rich.text import Text
 from cascadevl.checkpoints.layouts import locate
 from cascadevl.core.errors import CascadeError, ConfigError, UserError
 from cascadevl.core.files import write_json
-from cascadevl.core.precision import KV_FORMATS
+from cascadevl.core.precision import KV_FORMATS, WEIGHT_FORMATS
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -30,12 +30,7 @@ if TYPE_CHECKING:
     from cascadevl.engine.bench import Work
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-FEW_BITS = (
-    *("int8", "int8-g64", "int4-g32", "int4-g64", "int4-g128", "int4-g32-zeros", "int4-g64-zeros", "int4-g128-zeros"),
-    *("mxfp4", "fp8", "fp8-blocks"),
-)
 KV = ("auto", *KV_FORMATS)
-"""Told here too, so that a mistake is found before torch is imported; a test compares them with the tables."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +46,7 @@ class BenchOrder:
     """An embedded model, a folder, or a hub id."""
     weights: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FORMAT …")] = ("float32", "int8", "int4-g64")
     """auto (as stored), float32, bfloat16, float16; of few bits int8, int8-g64, mxfp4, fp8, fp8-blocks, int4-g32,
-    int4-g64, int4-g128, these three also with -zeros."""
+    int4-g64, int4-g128, these three also with -zeros; int4 is int4-g32-zeros."""
     kv: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FORMAT …")] = ("auto",)
     """Of keys and values: auto, float32, bfloat16, float16, fp8, int8 or int4."""
     batch: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N …")] = (1, 8)
@@ -72,7 +67,7 @@ class BenchOrder:
     """Write what was measured."""
 
     def __post_init__(self) -> None:
-        for name, known in (("weights", (*DTYPES, *FEW_BITS)), ("kv", KV)):
+        for name, known in (("weights", (*DTYPES, *WEIGHT_FORMATS)), ("kv", KV)):
             for value in getattr(self, name):
                 if value not in known:
                     raise ConfigError(f"{name}: {value!r} is no format we know; expected some of {', '.join(known)}.")
@@ -195,7 +190,7 @@ def _contend(line: "Connection", model: str, weights: str, threads: int) -> None
     from cascadevl.engine.bench import Bench
 
     try:
-        few = weights in FEW_BITS
+        few = weights in WEIGHT_FORMATS
         bench = Bench(load(model, dtype="auto" if few else weights, device="cpu", quant=weights if few else None))
         line.send({})
         while True:

@@ -40,7 +40,7 @@ QUESTION = "What is in the picture?"
 
 BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4}
 COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Precision -> torch's name; the others are not computed in yet, so that only their weights are told."""
+"""Precision -> torch's name; of the others only what the weights take is told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -327,7 +327,7 @@ def notes(facts: dict[str, Any]) -> list[str]:
         found.append(f"It does not fit in {precision}: {peak_gb:.1f} GiB of {memory['available']} GiB that are free.")
     if told["least_tokens"] < told["tokens"]:
         found.append(f"The router of this Flash model may leave as few as {told['least_tokens']:,} prompt tokens.")
-    found.append("int8 and int4: weights alone, without scales; this program does not compute in them yet.")
+    found.append("int8 and int4: weights alone, without scales, and no seconds: see `cascadevl bench`.")
     found.append("Memory is the model's own: Python, torch and the buffers of its kernels come on top.")
     if facts["seconds"]:
         found.append("Seconds are for an idle CPU, reading pictures and loading weights not included.")

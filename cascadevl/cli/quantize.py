@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import tyro
 
 from cascadevl.checkpoints.layouts import locate
+from cascadevl.core.errors import ConfigError
+from cascadevl.core.precision import WEIGHT_FORMATS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +25,8 @@ class Order:
     out: Path
     """The folder to make."""
     weights: str
-    """int8, int4-g32, int4-g64, int4-g128, each int4 also with -zeros, mxfp4, fp8 or fp8-blocks."""
+    """int8, int8-g64, int4-g32, int4-g64, int4-g128, each int4 also with -zeros, mxfp4, fp8 or fp8-blocks; int4 is
+    int4-g32-zeros."""
     kv: str = "auto"
     """What engines shall keep keys and values in: auto, float32, bfloat16, int8, int4 or fp8. Written down only."""
     calibration: str = "gym"
@@ -46,6 +49,9 @@ class Order:
 
 def main(arguments: list[str]) -> int:
     order = tyro.cli(Order, prog="cascadevl quantize", args=arguments)
+    if order.weights not in WEIGHT_FORMATS:
+        known = ", ".join(WEIGHT_FORMATS)
+        raise ConfigError(f"weights: {order.weights!r} is no format we know; expected one of {known}.")
     locate(order.model)
 
     from cascadevl.recipes.quantize import Quantize, quantize_folder

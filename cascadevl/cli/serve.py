@@ -43,6 +43,8 @@ class Serve:
 
 
 def main(arguments: list[str]) -> int:
+    if sum(word.split("=")[0] == "--adapter" for word in arguments) > 1:  # the last alone would count
+        raise ConfigError("Give --adapter once: --adapter one FOLDER other FOLDER")
     order = tyro.cli(Serve, prog="cascadevl serve", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     api_key = read_key(order.api_key_env)
     order.server.check_key(api_key)

@@ -22,6 +22,10 @@ from cascadevl.preprocessing.tokenizer_pieces import SPACE, PieceStream
 MOST_CHARACTERS = 65536
 """Of a constraint; a schema of that length compiles in under a second."""
 
+FUEL = 100_000
+"""What llguidance may spend on the first mask. Schemas of hundreds of patterns take less; an expression that repeats
+what it repeats, such as (a{1000}){1000}, would hold up every other request for three seconds with its own million."""
+
 MOST_CALLS = 16
 """Of tools, in one answer that must call some."""
 
@@ -46,7 +50,7 @@ class Guide:
             raise ConfigError(f"The {constraint.kind} has {length} characters; at most {MOST_CHARACTERS} are compiled.")
         self._name = constraint.kind
         grammar = llguidance.LLMatcher.grammar_from_lark(_grammar(constraint, tokenizer))
-        limits = llguidance.LLParserLimits(verbose_errors=False)
+        limits = llguidance.LLParserLimits(verbose_errors=False, initial_lexer_fuel=FUEL)
         self._matcher = llguidance.LLMatcher(_vocabulary(tokenizer, stop_ids), grammar, log_level=0, limits=limits)
         self._check("cannot be used")
         self._allowed("admits no answer at all")
@@ -79,7 +83,7 @@ class Guide:
 
     def _check(self, what: str) -> None:
         if self._matcher.is_error():
-            reason = " ".join(self._matcher.get_error().split())
+            reason = " ".join(self._matcher.get_error().replace("<non-verbose/>", "").split())
             reason = reason.partition(" 1 | start")[0]  # what follows is our grammar, not the user's
             raise ConfigError(f"The constraint ({self._name}) {what}: {reason:.300}")
 
@@ -104,7 +108,8 @@ def _grammar(constraint: Constraint, tokenizer: TextTokenizer) -> str:
             f"object: %json {json.dumps(_schema(str(value), ONE_SPACE))}"
         )
     else:
-        body = "answer: " + " | ".join(json.dumps(choice) for choice in value)
+        # A terminal, by its capitals: the parser would follow at most 2,000 rules that begin side by side.
+        body = "answer: CHOICE\nCHOICE: " + " | ".join(json.dumps(choice) for choice in value)
     if {CHANNEL, MESSAGE} <= tokenizer.controls.keys():
         start = f'{CHANNEL} "final" {MESSAGE} answer'
     elif _drops_first(tokenizer):

@@ -23,6 +23,9 @@ from cascadevl.preprocessing.tiling import Tiled, Tiling
 from cascadevl.preprocessing.tokenizer import MARK_RANGE, TextTokenizer
 from cascadevl.preprocessing.video import open_frames
 
+CHARACTERS_PER_TOKEN = 32
+"""More than any text has on the average: one that is longer is too long, and need not be tokenised to be refused."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInputs:
@@ -87,6 +90,7 @@ class Processor:
         for what cannot be rendered or is too long, MediaError for a picture or video that cannot be used.
         """
         conversation = Conversation.parse(messages)
+        self.check_text(*(turn.text for turn in conversation.turns))
         with ExitStack() as opened:
             shown = [self._open(medium, max_tiles, seed, opened) for medium in conversation.media]
             spans, mark = self._rendered(conversation, [len(each.sizes) for each in shown if each.is_video])
@@ -106,6 +110,15 @@ class Processor:
             spec_hash=self.spec.hash,
             frames=[each.is_video for each in shown for _ in each.sizes],
         )
+
+    def check_text(self, *texts: str) -> None:
+        """Raise MessageError for texts that are too long for the model whatever their tokens are: each has one."""
+        num_characters = sum(map(len, texts))
+        if self.max_tokens is not None and max(len(texts), num_characters / CHARACTERS_PER_TOKEN) > self.max_tokens:
+            raise MessageError(
+                f"{len(texts):,} text(s) of {num_characters:,} characters are too long: the model takes "
+                f"{self.max_tokens} tokens. Send less."
+            )
 
     def tiling(self, medium: Image | Video, max_tiles: int | None = None) -> Tiling:
         """How a picture, or each frame of a video, is cut up; `max_tiles` as in a call. Raises MessageError."""

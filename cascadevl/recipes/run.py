@@ -6,15 +6,12 @@ OUT/states         the last two, for --resume     OUT/report.html, samples.jsonl
 """
 
 import dataclasses
-import os
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from cascadevl.checkpoints.adapters import merge, read_adapter
@@ -68,16 +65,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
     config.check_complete()
     with joined(config.compute.device) as world, alone(out) if world.is_first else nullcontext():
         prepare(config, out, resume, world)
-        try:
-            return build(config, out, world)(resume)
-        except SafetensorError as error:
-            raise _of_the_machine(error, out) from error
-
-
-def _of_the_machine(error: SafetensorError, out: Path) -> Exception:
-    """A full disk is no OSError where safetensors finds it full."""
-    found = re.search(r"os error (\d+)", str(error))
-    return OSError(int(found[1]), os.strerror(int(found[1])), str(out)) if found else error
+        return build(config, out, world)(resume)
 
 
 def prepare(config: TrainConfig, out: Path, resume: bool, world: World) -> None:

@@ -15,6 +15,10 @@ Stop = Annotated[str, Field(min_length=1, max_length=256)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+# One thing that is wrong is told, hence one is enough of what may be many.
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Tokens = Annotated[list[int], Field(fail_fast=True)]
+Items = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 MOST_TOOLS = 128
 MOST_BIASES = 1024
@@ -107,7 +111,7 @@ class Body(Wishes):
 class ChatBody(Body, ToolWishes):
     """POST /v1/chat/completions"""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Items = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tiles: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -119,7 +123,7 @@ class ChatBody(Body, ToolWishes):
 class CompletionBody(Body):
     """POST /v1/completions"""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Texts | Tokens | Annotated[list[Tokens], Field(fail_fast=True)]
     logprobs: int | None = Field(None, ge=0, le=20)
 
 
@@ -128,7 +132,7 @@ class TokenizeBody(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Items | None = None
     tools: Annotated[list[ChatTool], Field(max_length=MOST_TOOLS)] | None = None
     max_tiles: int | None = Field(None, ge=1)
 
@@ -153,7 +157,7 @@ class ResponseTool(Function):
 class ResponseBody(Wishes, ToolWishes):
     """POST /v1/responses"""
 
-    input: str | list[dict[str, Any]]
+    input: str | Items
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     max_tiles: int | None = Field(None, ge=1)

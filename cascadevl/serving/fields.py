@@ -12,6 +12,11 @@ from cascadevl.serving.refusals import Refused
 
 ANYTHING = "anything"
 
+MOST_VALUES = 500_000
+"""Of a body: a value of three bytes takes a hundred in memory, and far more once it is looked at."""
+MOST_MISTAKES = 1000
+"""Of a body, for the first to be looked for among them: pydantic tells of all or none, in a kilobyte each."""
+
 _NOTHING_STORED = "Nothing is stored here: send the whole conversation each time"
 _TOOLS = "Functions are called through 'tools' and 'tool_choice'"
 
@@ -96,6 +101,10 @@ def read_json(data: bytes) -> dict[str, Any]:
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is no JSON")
 
+    if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise Refused(
+            413, f"The body has more than {MOST_VALUES:,} values. Send less at a time.", code="body_too_large"
+        )
     try:
         values = json.loads(data, parse_constant=refuse)
         if b"\\u" in data:  # only an escape can bring a lone surrogate
@@ -126,6 +135,9 @@ def _same(value: Any, other: Any) -> bool:
 
 def _explained(error: ValidationError, kind: type[BaseModel]) -> Refused:
     """The first thing that is wrong, by the name of its field."""
+    if error.error_count() > MOST_MISTAKES:
+        count = f"The body has {error.error_count():,} mistakes"
+        return Refused(400, f"{count}. /openapi.json tells what one looks like.", code="invalid_value")
     errors = error.errors(include_url=False, include_input=False)
     # A field that nobody knows explains best why one that is needed is missing.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])

@@ -72,6 +72,7 @@ class Preparer:
         """A prompt without a template. Words that look like control tokens stay words; ids are taken as they are."""
         spec, tokenizer = self._parts.spec, self._parts.tokenizer
         if isinstance(prompt, str):
+            self._parts.processor.check_text(prompt)
             bos = [tokenizer.id(spec.bos)] if spec.bos else []
             token_ids = [*bos, *tokenizer.opening(prompt), *tokenizer.encode(prompt)]
         else:

@@ -16,7 +16,7 @@ from cascadevl.core.files import write_text
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
-QUANTS = ("int8", "int4-g32", "int4-g64", "int4-g128")
+QUANTS = ("int8", "int4", "int4-g32", "int4-g64", "int4-g128")
 """What the matrices under a LoRA may be rounded to; widths must be multiples of a group."""
 TRACKERS = ("tensorboard", "wandb", "trackio")
 

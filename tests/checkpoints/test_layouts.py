@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from cascadevl.checkpoints.hf_layout import modern_name
-from cascadevl.checkpoints.layouts import MODEL_TYPES, layouts, recognise
+from cascadevl.checkpoints.layouts import MODEL_TYPES, layouts, locate, recognise
 from cascadevl.checkpoints.load import load_parts
 from cascadevl.checkpoints.save import save_parts
 from cascadevl.checkpoints.tiny import TINY_DECODERS, TINY_VISION, assemble, tiny_parts
@@ -206,3 +206,9 @@ def test_a_config_that_contradicts_itself_or_the_releases_is_refused(
     (folder / "config.json").write_text(json.dumps(raw))
     with pytest.raises((CheckpointError, ConfigError), match=message):
         load_parts(folder)
+
+
+def test_an_adapter_is_no_model_and_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"is an adapter, not a model\. Name its base: .*--adapter NAME"):
+        locate(tmp_path)

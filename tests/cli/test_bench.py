@@ -5,15 +5,16 @@ import typing
 
 import pytest
 
-from cascadevl.cli.bench import DTYPES, FEW_BITS, KV, BenchOrder, row
+from cascadevl.cli.bench import DTYPES, KV, BenchOrder, row
 from cascadevl.cli.main import main
+from cascadevl.core.precision import WEIGHT_FORMATS
 from cascadevl.engine.bench import Work
 from cascadevl.ops.formats import FORMATS
 from cascadevl.ops.kv_formats import KVFormat
 
 
 def test_the_formats_told_are_those_of_the_tables():
-    assert set(FEW_BITS) == set(FORMATS) and not set(FEW_BITS) & set(DTYPES)
+    assert tuple(FORMATS) == WEIGHT_FORMATS and not set(WEIGHT_FORMATS) & set(DTYPES)
     assert ("auto", *typing.get_args(KVFormat)) == KV
 
 

@@ -21,6 +21,7 @@ import pytest
         (["--media-folder", "nowhere"], "no such folder"),
         (["--max-tiles", "0"], "must be positive"),
         (["--model", "no/such/folder"], "no/such/folder"),
+        (["--adapter", "a", "one", "--adapter", "b", "other"], "--adapter once"),
     ],
 )
 def test_mistakes_are_found_before_torch(command, words, said):

@@ -104,6 +104,12 @@ def test_choices_are_all_said_and_nothing_else_is() -> None:
     assert said == set(CHOICES)
 
 
+def test_thousands_of_choices_are_followed() -> None:
+    choices = tuple(f"choice {n}" for n in range(3000))
+    said = {_say(Constraint("choices", choices), seed=seed, temperature=2.0).text for seed in range(5)}
+    assert len(said) > 1 and said <= set(choices)
+
+
 def test_greedy_takes_the_likeliest_that_is_allowed() -> None:
     """By hand: the first token of a choice is that with the greatest logit among their first letters."""
     inputs = PARTS.processor("q")
@@ -251,7 +257,7 @@ def test_a_grammar_that_leads_where_no_token_goes_fails_alone() -> None:
 
 def test_a_grammar_that_grows_too_complex_fails_alone() -> None:
     """It compiles, but what may follow takes more than a step is allowed."""
-    regex = "|".join(f"(.{{0,{n}}}x{n})" for n in range(2000))
+    regex = "|".join(f"(.{{0,{n}}}x{n})" for n in range(800))
     bad, good = (Sampling(max_new_tokens=4, constraint=constraint) for constraint in (Constraint("regex", regex), None))
     tickets = [ENGINE.submit("q", good), ENGINE.submit("q", bad), ENGINE.submit("q", good)]
     while ENGINE.busy:
@@ -277,6 +283,12 @@ def test_limits_that_end_behind_a_token_end_one_answer_and_no_neighbour(constrai
     assert "cannot be followed any further" in str(complex_.generation.error)
     with pytest.raises(ConfigError, match="cannot be followed any further"):
         _say(constraint)
+
+
+def test_an_expression_that_would_hold_up_everybody_is_refused() -> None:
+    """A quarter of a million states: more than a second for its first mask, which others would wait for."""
+    with pytest.raises(ConfigError, match=r"too many expressions constructed$"):
+        _say(Constraint("regex", "(a{500}){500}"), max_new_tokens=4)
 
 
 def test_the_bytes_of_all_tokens_are_those_of_the_text() -> None:

@@ -205,6 +205,16 @@ def test_a_prompt_longer_than_the_model_takes_is_refused_with_both_numbers() -> 
     assert len(exact([_ask(picture, "q")]).token_ids) == length
 
 
+@pytest.mark.parametrize("messages", [[_ask("x" * 9601)], [_ask("x") for _ in range(301)]])
+def test_what_cannot_but_be_too_long_is_refused_before_it_is_tokenised(
+    messages: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = Processor(PARTS.spec, TOKENIZER, max_tokens=300)
+    monkeypatch.setattr(type(TOKENIZER), "encode", lambda *_, **__: pytest.fail("tokenised for nothing"))
+    with pytest.raises(MessageError, match=r"characters are too long: the model takes 300 tokens"):
+        processor(messages)
+
+
 def test_a_long_prompt_is_refused_before_its_tiles_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     processor = Processor(PARTS.spec, TOKENIZER, max_tokens=300)
     monkeypatch.setattr(Tiling, "__call__", lambda *_: pytest.fail("cut up for nothing"))

@@ -1,6 +1,7 @@
 """Plain text can not become control tokens, and every text comes back as it was."""
 
 import json
+import threading
 from pathlib import Path
 from unicodedata import normalize
 
@@ -48,6 +49,21 @@ def test_a_disarmed_text_is_not_cut_and_is_the_same_without_its_marks(text: str)
     disarmed = TOKENIZER.disarm(text, mark)
     assert not set(TOKENIZER.split(disarmed)) & set(CONTROLS)
     assert disarmed.replace(mark, "") == text
+
+
+def test_other_threads_run_while_a_long_text_is_encoded() -> None:
+    ended, ticks = threading.Event(), 0
+
+    def encode() -> None:
+        TOKENIZER.encode("1234567890 " * 60_000)
+        ended.set()
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    while not ended.wait(0.001):
+        ticks += 1
+    thread.join()
+    assert ticks > 30
 
 
 def test_split_cuts_at_control_tokens_and_keeps_everything() -> None:

@@ -131,7 +131,7 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*arguments: Any) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("cascadevl.checkpoints.resume.save_file", full)
+    monkeypatch.setattr("cascadevl.checkpoints.weights.save_file", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         train(small(), tmp_path / "run")
     assert caught.value.errno == errno.ENOSPC

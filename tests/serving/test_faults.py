@@ -67,7 +67,7 @@ def test_what_a_server_keeps_of_those_who_left_is_seen(faults, victim, monkeypat
     client = sys.modules["faults_client"]
     monkeypatch.setattr(client, "REST_S", 0.2)
     before = victim.belongings()
-    kept = [socket.socket() for _ in range(client.SLACK + 5)]
+    kept = [socket.socket() for _ in range(client.SLACK + 50)]
     row = faults.Row("trouble", fine=("nothing left",))
     faults.compare(row, victim, before)
     for each in kept:

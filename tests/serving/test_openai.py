@@ -19,9 +19,10 @@ from openai.types.responses.response_create_params import (
     ResponseCreateParamsStreaming,
 )
 from PIL import Image
+from pydantic import ValidationError
 
 from cascadevl.core.messages import Conversation
-from cascadevl.serving.bodies import ChatBody, CompletionBody, ResponseBody
+from cascadevl.serving.bodies import ChatBody, CompletionBody, ResponseBody, TokenizeBody
 from cascadevl.serving.config import ServingConfig
 from cascadevl.serving.fields import ANYTHING, FOREIGN, read
 from cascadevl.serving.openai import read_chat, read_completion
@@ -371,6 +372,42 @@ def test_the_field_that_is_wrong_is_named(wrong, param, said):
     with pytest.raises(Refused, match=said) as raised:
         read_chat(json.dumps({**GOOD, **wrong}).encode(), ("nano",), ServingConfig())
     assert (raised.value.status, raised.value.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "item"),
+    [
+        (ChatBody, "messages", 1),
+        (ResponseBody, "input", 1),
+        (TokenizeBody, "messages", 1),
+        (CompletionBody, "prompt", {}),
+    ],
+)
+def test_of_what_may_be_many_one_mistake_is_told(kind, field, item):
+    with pytest.raises(ValidationError) as raised:
+        kind.model_validate({field: [item] * 50})
+    assert raised.value.error_count() <= 4  # one for each type that a field may have
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({"messages": [], "metadata": [[]] * 600_000}, 413, "more than 500,000 values"),
+        ({"messages": [{}], **{f"field{n}": 1 for n in range(1001)}}, 400, "has 1,001 mistakes"),
+    ],
+    ids=["values", "mistakes"],
+)
+def test_a_body_that_would_take_gigabytes_to_explain_is_refused(body, status, said):
+    """Fifteen million empty lists in the place of messages, 45 MB, once took a server sixteen gigabytes."""
+    with pytest.raises(Refused, match=said) as raised:
+        read(ChatBody, json.dumps(body).encode(), ["nano"])
+    assert raised.value.status == status
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/tokenize"])
+def test_a_text_that_cannot_but_be_too_long_is_refused(server, route):
+    status, answer, _ = post(server.url, route, {"prompt": "x" * 70_000})
+    assert status == 400 and "70,000 characters are too long" in answer["error"]["message"]
 
 
 def test_pictures_are_told_apart_from_what_is_too_large(server):
