@@ -19,6 +19,7 @@ def test_dictionaries_become_turns_and_parts_in_order() -> None:
                     {"type": "text", "text": "What?"},
                     {"type": "image_url", "image_url": {"url": "b.png", "detail": "low"}},
                     {"type": "image_url", "image_url": "c.png"},
+                    {"type": "image_url", "image_url": {"url": "d.png", "detail": None}},
                 ],
             },
             {"role": "assistant", "content": "A cat."},
@@ -27,11 +28,11 @@ def test_dictionaries_become_turns_and_parts_in_order() -> None:
     assert conversation == Conversation(
         (
             Turn("system", (Text("Be brief."),)),
-            Turn("user", (Image("a.png", 3), Text("What?"), Image("b.png", 6), Image("c.png"))),
+            Turn("user", (Image("a.png", 3), Text("What?"), Image("b.png", 6), Image("c.png"), Image("d.png"))),
             Turn("assistant", (Text("A cat."),)),
         )
     )
-    assert conversation.images == (Image("a.png", 3), Image("b.png", 6), Image("c.png"))
+    assert conversation.images == (Image("a.png", 3), Image("b.png", 6), Image("c.png"), Image("d.png"))
     assert conversation.ends_with_answer
 
 
@@ -98,6 +99,10 @@ BAD: list[tuple[Any, str]] = [
     ([{"role": "user", "content": [{"type": ["image"]}]}], "unknown part type"),
     ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "'text' must be a string, got int"),
     ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "needs the field 'url'"),
+    (
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "size": 3}}]}],
+        "'image_url' has the fields 'url' and 'detail', got 'size'",
+    ),
     (
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": "huge"}}]}],
         "detail 'huge' is not one of auto, low, medium, high",
