@@ -296,7 +296,8 @@ def _image_url(part: Mapping[str, Any], number: int) -> Part:
         if "url" not in url:
             raise MessageError(f"Message {number}: 'image_url' needs the field 'url'.")
         if unknown := url.keys() - {"url", "detail"}:
-            raise MessageError(f"Message {number}: 'image_url' has the fields 'url' and 'detail', got {min(map(str, unknown))!r}.")
+            got = min(map(str, unknown))
+            raise MessageError(f"Message {number}: 'image_url' has the fields 'url' and 'detail', got {got!r}.")
         detail = "auto" if url.get("detail") is None else url["detail"]
         if not isinstance(detail, str) or detail not in DETAIL:
             raise MessageError(f"Message {number}: detail {detail!r} is not one of {', '.join(DETAIL)}.")
