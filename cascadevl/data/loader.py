@@ -90,6 +90,8 @@ class Loader:
     """More bad samples than this stop the run; the share is taken of 100 samples at least."""
     too_long: Literal["refuse", "shorten"] = "refuse"
     """What becomes of samples beyond a pack's budget; `shorten` drops the last turns, or parts of a document."""
+    share_tiles: bool = False
+    """Divide the tile limit by the number of pictures in a sample, as the released training code does."""
     max_open: int = 8
     """Packs that wait for samples which fit: 8 are 99.7 % full, 20 are 99.8 % (benchmarks/packing.py, 4,096 tokens)."""
     workers: int = 2
@@ -183,7 +185,8 @@ class Loader:
             with self._one_row:  # rows are cheap, and sources need not know of threads; pictures are opened outside
                 example = dataset.source[row]
             id = example.id
-            inputs = self._inputs(example.conversation, dataset.max_tiles, position, id)
+            limit = self._limit(example.conversation, dataset.max_tiles)
+            inputs = self._inputs(example.conversation, limit, position, id)
         except DataError as error:
             return Bad(error.where, str(error), error.kind)
         except (MessageError, MediaError) as error:
@@ -194,6 +197,13 @@ class Loader:
         if dataset.augment:
             inputs = self._augmented(inputs, position)
         return Sample(id, inputs, self._rotary(inputs, position))
+
+    def _limit(self, conversation: Conversation, max_tiles: int | None) -> int | None:
+        """`dynamic_preprocess` of internvl_chat_finetune.py gets max(1, max_dynamic_patch // num_image)."""
+        num_images = len(conversation.images)
+        if not self.share_tiles or num_images < 2:
+            return max_tiles
+        return max(1, (max_tiles or self.processor.spec.max_tiles) // num_images)
 
     def _inputs(self, conversation: Conversation, max_tiles: int | None, position: int, id: str) -> ModelInputs:
         """Raises DataError for what does not fit or teaches nothing."""
@@ -285,7 +295,7 @@ class Loader:
 
     def _plan(self) -> dict[str, Any]:
         """Everything that the stream of batches depends on; as JSON gives it back."""
-        names = ("seed", "rank", "world", "max_tokens", "max_tiles", "max_open", "too_long")
+        names = ("seed", "rank", "world", "max_tokens", "max_tiles", "max_open", "too_long", "share_tiles")
         return {
             **{name: getattr(self, name) for name in names},
             "delta": list(self.delta),

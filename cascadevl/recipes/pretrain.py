@@ -64,7 +64,9 @@ BALANCE_3_5 = {"20b_a4b": 0.001, "30b_a3b": 0.001, "241b_a28b": 0.001}
 def packs(max_tokens: int, max_tiles: int, per_step: int, reduction: str = "square") -> PackConfig:
     """A pack's budget and the packs of a step."""
     assert reduction in ("square", "token")
-    return PackConfig(max_tokens=max_tokens, max_tiles=max_tiles, per_step=per_step, reduction=reduction)
+    return PackConfig(
+        max_tokens=max_tokens, max_tiles=max_tiles, per_step=per_step, reduction=reduction, share_tiles=True
+    )
 
 
 def internvl1_5_pretrain(size: str) -> TrainConfig:

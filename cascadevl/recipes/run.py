@@ -145,6 +145,7 @@ def open_loader(config: TrainConfig, parts: Parts, out: Path, world: World) -> L
         bad_samples=out / "bad_samples.jsonl",
         max_bad_share=config.packs.max_bad_share,
         too_long=config.packs.too_long,
+        share_tiles=config.packs.share_tiles,
     )
 
 

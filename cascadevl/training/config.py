@@ -39,6 +39,8 @@ class PackConfig:
     """A larger share of samples that cannot be used stops the run."""
     too_long: Literal["refuse", "shorten"] = "refuse"
     """Samples beyond a pack are bad samples, or lose their last turns."""
+    share_tiles: bool = False
+    """Divide the tile limit of pictures by their number in a sample, as the released training code does."""
     deltas: tuple[float, ...] = ()
     """V2PE: how far a visual token moves the position, drawn for every picture; empty: 1."""
 

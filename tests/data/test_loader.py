@@ -353,3 +353,21 @@ def test_the_packs_budget_is_the_only_bound_on_length() -> None:
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         _loader(**settings)
+
+
+def test_pictures_of_a_sample_share_the_tile_limit_where_asked() -> None:
+    """A picture twice as wide as high is two tiles and a thumbnail, or one tile alone."""
+    wide = photo(0, 120, 60)
+    talks = Talks("wide", 3, lambda row: answered("What?", "That.", [wide] * (row + 1)))
+
+    def tiles(**settings: Any) -> dict[str, int]:
+        (batch,) = _loader(Dataset(source=talks, max_tiles=2), epochs=1.0, max_tiles=99, max_open=1, **settings)
+        counts = [
+            sum(part == PROCESSOR.tokenizer.id(PROCESSOR.spec.image_context))
+            for part in batch.token_ids.split(batch.lengths)
+        ]
+        per_tile = PROCESSOR.spec.visual_tokens_per_tile
+        return {id: int(count) // per_tile for id, count in zip(batch.ids, counts, strict=True)}
+
+    assert tiles() == {"wide:1": 3, "wide:2": 6, "wide:3": 9}
+    assert tiles(share_tiles=True) == {"wide:1": 3, "wide:2": 2, "wide:3": 3}
