@@ -131,6 +131,12 @@ def test_saved_and_loaded_answers_the_same(bundle: cascadevl.Bundle, layout: str
     assert again.ask("What?", [PICTURE], sampling=BRIEF) == bundle.ask("What?", [PICTURE], sampling=BRIEF)
 
 
+@pytest.mark.parametrize("target", [None, "", 5])
+def test_what_names_no_folder_is_not_saved_to(target: Any, bundle: cascadevl.Bundle) -> None:
+    with pytest.raises(ConfigError, match="folder to write"):
+        bundle.save(target)
+
+
 def test_bf16_answers_too(folder: Path, bundle: cascadevl.Bundle) -> None:
     short = cascadevl.load(folder, dtype="bfloat16")
     logits, expected = short.logits(_messages())[1], bundle.logits(_messages())[1]
@@ -140,8 +146,10 @@ def test_bf16_answers_too(folder: Path, bundle: cascadevl.Bundle) -> None:
 
 
 def test_what_is_not_there_yet_is_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="quant='int4' is no format we know: expected None, int8, int8-g64, int4-g32"):
-        cascadevl.load(folder, quant="int4")
+    with pytest.raises(
+        ConfigError, match="quant='int3' is no format we know: expected None, int8, int8-g64, int4, int4-g32"
+    ):
+        cascadevl.load(folder, quant="int3")
 
 
 def test_mistakes_are_of_our_tree_and_of_the_built_in(bundle: cascadevl.Bundle) -> None:

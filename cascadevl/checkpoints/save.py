@@ -22,6 +22,8 @@ def save_parts(
     parts: Parts, folder: str | os.PathLike[str], *, layout: str = "hf", max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> Path:
     """Write weights, config, tokenizer, template and preprocessing spec in the layout asked for."""
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+        raise ConfigError(f"The folder to write is named by a text or a path, got {folder!r:.80}.")
     target = Path(folder)
     check_target(target, layout)
     with atomic_folder(target) as work:

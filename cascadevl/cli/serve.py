@@ -5,10 +5,11 @@ Every check that needs no weights is made before torch is imported, so a mistake
 
 import importlib.util
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -30,10 +31,10 @@ class Serve:
 
     model: str = "nano"
     """An embedded model, a folder, or a hub id such as OpenGVLab/InternVL3_5-1B."""
-    dtype: str = "auto"
-    """auto, float32, bfloat16 or float16."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What is computed in; auto: the stored type, or float32 where the processor has no fast units for it."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda or cuda:N."""
     adapter: dict[str, Path] = field(default_factory=dict)
     """PEFT LoRA folders by name; a client asks for one as it would for a model."""
     api_key_env: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -46,6 +47,8 @@ def main(arguments: list[str]) -> int:
     if sum(word.split("=")[0] == "--adapter" for word in arguments) > 1:  # the last alone would count
         raise ConfigError("Give --adapter once: --adapter one FOLDER other FOLDER")
     order = tyro.cli(Serve, prog="cascadevl serve", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", order.device):
+        raise ConfigError(f"Unknown device {order.device!r}: expected auto, cpu, cuda or cuda:N.")
     api_key = read_key(order.api_key_env)
     order.server.check_key(api_key)
     missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
@@ -83,4 +86,9 @@ def read_key(name: str | None) -> str | None:
     key = os.environ.get(name, "").strip()
     if not key:
         raise ConfigError(f"The environment variable {name!r} holds no key: set it, or leave --api-key-env out.")
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"The key in {name!r} has characters that a client cannot send in a header: take letters, digits and "
+            "signs of ASCII alone."
+        )
     return key

@@ -39,6 +39,14 @@ class EngineConfig:
         for name in ("page_size", "max_running", "max_step_tokens", "max_step_tiles"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"EngineConfig: {name} must be at least 1, got {getattr(self, name)}.")
+        # Of a model this knows nothing; the engine asks again. It is what a number of gigabytes runs into.
+        if self.cache_bytes < 4 * self.page_size:
+            raise ConfigError(
+                f"EngineConfig: cache_bytes is {self.cache_bytes}, too little for {2 * self.page_size} tokens: "
+                "expected bytes, such as 1000000000."
+            )
+        if self.vision_bytes < 0:
+            raise ConfigError(f"EngineConfig: vision_bytes is {self.vision_bytes}; 0 keeps no visual tokens.")
         if self.max_step_tokens < self.max_running:
             raise ConfigError(
                 f"EngineConfig: {self.max_running} requests that answer need as many tokens a step; "

@@ -6,6 +6,7 @@ by itself, by `abort`, or with an error that is its own. `engine/simple.py` is t
 """
 
 import dataclasses
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ NO_NUMBERS = "The model gave logits that are no numbers (NaN or infinity)."
 
 
 class Engine:
-    """Not safe for use from several threads at once: whoever serves gives it a thread of its own."""
+    """Threads wait for one another, perhaps for long: whoever serves gives it a thread of its own."""
 
     def __init__(self, parts: Any, config: EngineConfig | None = None) -> None:
         """`parts`: a Bundle or the Parts of one."""
@@ -63,6 +64,8 @@ class Engine:
         cache = PagedCache(decoder, num_pages + 1, config.page_size, kv_format, model.device)
         self.runner = Runner(model, cache, num_pages, invariant=config.batch_invariant, graphs=config.graphs)
         self.tiles = TileCache(config.vision_bytes)
+        self._lock = threading.RLock()
+        """Held while requests come, go or are computed."""
         self._tickets: dict[Request, Ticket] = {}
         self._capacity = min(decoder.rope.longest, num_pages * config.page_size)
         self._banned = tuple(i for i in banned_ids(self.parts) if i < decoder.vocab_size)
@@ -150,7 +153,7 @@ class Engine:
 
     def stream(self, ticket: Ticket) -> Iterator[str]:
         """Pieces of one answer as they become certain; the others go on meanwhile."""
-        while ticket.pieces or not ticket.done:
+        while not ticket.done or ticket.pieces:  # in this order: another thread may bring the end
             if ticket.pieces:
                 yield ticket.pieces.popleft()
             else:
@@ -161,10 +164,11 @@ class Engine:
 
     def abort(self, ticket: Ticket) -> None:
         """End a request, wherever it stands; what it has said so far is its Generation."""
-        if not ticket.done:
-            if ticket.request not in self._tickets:
-                raise ConfigError("Only the engine that gave out a ticket can abort it.")
-            self._end(ticket, "abort")
+        with self._lock:
+            if not ticket.done:
+                if ticket.request not in self._tickets:
+                    raise ConfigError("Only the engine that gave out a ticket can abort it.")
+                self._end(ticket, "abort")
 
     @property
     def busy(self) -> bool:
@@ -186,10 +190,11 @@ class Engine:
 
     def clear_caches(self) -> None:
         """Forget keys, values and visual tokens of former requests, as after new weights."""
-        if self.busy:
-            raise InternalError("The caches of an engine that is at work cannot be cleared.")
-        self.pool.clear()
-        self.tiles.clear()
+        with self._lock:
+            if self.busy:
+                raise InternalError("The caches of an engine that is at work cannot be cleared.")
+            self.pool.clear()
+            self.tiles.clear()
 
     def check_integrity(self) -> None:
         """Raise InternalError where pages and requests disagree."""
@@ -204,6 +209,10 @@ class Engine:
         `meanwhile` is called before each long computation, which leaves Python to other threads: what they are told
         of the step before, they can then work on without holding this one up.
         """
+        with self._lock:
+            return self._step(meanwhile)
+
+    def _step(self, meanwhile: Callable[[], None]) -> bool:
         self.news = []
         if self.scheduler.waiting:
             meanwhile()
@@ -384,9 +393,10 @@ class Engine:
         return tuple(dict.fromkeys(wanted))
 
     def _enqueue(self, ticket: Ticket) -> None:
-        self._tickets[ticket.request] = ticket
-        self.scheduler.add(ticket.request)
-        self._counts["requests"] += 1
+        with self._lock:
+            self._tickets[ticket.request] = ticket
+            self.scheduler.add(ticket.request)
+            self._counts["requests"] += 1
 
     def _end(self, ticket: Ticket, reason: FinishReason, error: Exception | None = None) -> None:
         request = ticket.request

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cascadevl.core.errors import MediaError
 from cascadevl.core.messages import Video
@@ -274,7 +274,9 @@ class Animation:
         return self._image
 
     def _damaged(self, error: Exception) -> MediaError:
-        return MediaError(f"{self.name} cannot be decoded: {error or error!r}. Save or download it again.")
+        # Pillow's words for it show the object that holds the bytes.
+        reason = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else error or repr(error)
+        return MediaError(f"{self.name} cannot be decoded: {reason}. Save or download it again.")
 
     def close(self) -> None:
         self._image.close()

@@ -67,6 +67,10 @@ class ServingConfig:
     """Seconds without a sign of life after which the engine's loop counts as hanging."""
 
     def __post_init__(self) -> None:
+        if not self.host.strip():
+            raise ConfigError(
+                "host is empty: expected an address such as 127.0.0.1, or 0.0.0.0 for all of this machine."
+            )
         if not 0 <= self.port < 65536:
             raise ConfigError(f"port is {self.port}: expected 0 to 65535.")
         for name in _POSITIVE:

@@ -137,12 +137,15 @@ class Fetch:
         """An address without tricks, whose host may be asked."""
         if len(url) > 8192 or re.search(r"[\x00-\x20\x7f\\]", url):
             raise MediaError("the address holds spaces, backslashes or control characters, or is too long")
-        parts = urlsplit(url)
+        try:
+            parts, port = urlsplit(url), urlsplit(url).port
+        except ValueError:
+            raise MediaError("its host or its port cannot be read") from None
         if parts.scheme not in PORTS or not parts.hostname:
             raise MediaError("only http and https addresses with a host are fetched")
         if "@" in parts.netloc:
             raise MediaError("addresses with a user or a password are not fetched")
-        if (parts.port or PORTS[parts.scheme]) not in self.ports:
+        if (port or PORTS[parts.scheme]) not in self.ports:
             raise MediaError(f"the port must be one of {', '.join(map(str, self.ports))}")
         if not self._listed(parts.hostname):
             raise MediaError(f"{parts.hostname!r:.80} is not one of the hosts that this server fetches from")

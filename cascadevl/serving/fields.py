@@ -149,6 +149,8 @@ def _explained(error: ValidationError, kind: type[BaseModel]) -> Refused:
     same = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
     if len(same) > 1:
         param = path[0]
+    # Where one of the kinds is right and its value is not, the others would only say that they are other kinds.
+    same = [each for each in same if not each["type"].endswith("_type")] or same
     reasons = list(dict.fromkeys(each["msg"] for each in same))[:3]
     return Refused(400, f"{param!r}: {'; or: '.join(reasons)}.", code="invalid_value", param=param)
 

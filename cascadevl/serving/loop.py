@@ -1,6 +1,6 @@
 """The engine's thread: requests go in from the event loop, pieces of answers come back to it.
 
-The engine is not safe for use from several threads, and a step takes long: so it has a thread of its own, and whoever
+A step takes long, and who comes meanwhile would wait for its end: so the engine has a thread of its own, and whoever
 wants something leaves a note in its inbox, read between two steps. What a step has said for everybody goes to the
 event loop in one call, and wakes whoever waits for one request once, however much was said for it.
 """
@@ -123,11 +123,15 @@ class EngineLoop:
         self._alive_s = time.monotonic()
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread; requests still running are told so."""
+    def dismiss(self) -> None:
+        """Let the thread end after its step; requests still running are told so."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
+
+    def stop(self) -> None:
+        """`dismiss`, and wait for the end."""
+        self.dismiss()
         self._thread.join(timeout=self._hang_s)
 
     def submit(self, job: Job) -> None:

@@ -53,6 +53,8 @@ class Server(uvicorn.Server):
         self._let_go()
         if self._drained_by_s is not None:
             self.should_exit |= not len(self._service.admission) or time.monotonic() > self._drained_by_s
+        if self.should_exit:  # else uvicorn would cut them off later, without a word
+            self._service.loop.dismiss()
         return await super().on_tick(counter)
 
     def _let_go(self) -> None:

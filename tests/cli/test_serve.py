@@ -10,6 +10,9 @@ import urllib.request
 
 import pytest
 
+from cascadevl.cli.serve import read_key
+from cascadevl.core.errors import ConfigError
+
 
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -20,6 +23,11 @@ import pytest
         (["--host", "203.0.113.7", "--open-to-all"], "Cannot listen"),
         (["--media-folder", "nowhere"], "no such folder"),
         (["--max-tiles", "0"], "must be positive"),
+        (["--dtype", "int8"], "bfloat16"),
+        (["--device", "tpu"], "cuda:N"),
+        (["--cache-bytes", "4"], "expected bytes"),
+        (["--vision-bytes", "-1"], "vision_bytes is -1"),
+        (["--host", ""], "host is empty"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--adapter", "a", "one", "--adapter", "b", "other"], "--adapter once"),
     ],
@@ -28,6 +36,13 @@ def test_mistakes_are_found_before_torch(command, words, said):
     ran = command("serve", *words, torch=False)
     assert ran.code == 2, ran.err
     assert said in ran.err
+
+
+@pytest.mark.parametrize("key", ["ключ", "a\nb", "a\u00a0b"])
+def test_a_key_that_no_header_can_hold_is_refused(key, monkeypatch):
+    monkeypatch.setenv("KEY", key)
+    with pytest.raises(ConfigError, match="cannot send in a header"):
+        read_key("KEY")
 
 
 def test_help_needs_no_torch(command):

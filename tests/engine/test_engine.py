@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -529,7 +530,15 @@ def test_a_cache_of_less_than_two_pages_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"page_size": 0}, {"max_running": 0}, {"max_step_tiles": 0}, {"max_running": 10, "max_step_tokens": 9}]
+    "settings",
+    [
+        {"page_size": 0},
+        {"max_running": 0},
+        {"max_step_tiles": 0},
+        {"max_running": 10, "max_step_tokens": 9},
+        {"cache_bytes": 10},
+        {"vision_bytes": -1},
+    ],
 )
 def test_budgets_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="EngineConfig"):
@@ -598,3 +607,21 @@ def test_the_urgent_are_answered_first() -> None:
         engine.step()
         order += [n for n, ticket in enumerate(tickets) if ticket.done and n not in order]
     assert order == [2, 3, 0, 1]
+
+
+def test_threads_that_share_an_engine_get_the_answers_of_one() -> None:
+    sampling = Sampling(max_new_tokens=20, loop_guard=False)
+    questions = [ask(f"Say {number}.") for number in range(24)]
+    expected = [generation.text for generation in Engine(QWEN).generate(questions, sampling)]
+    engine = Engine(QWEN)
+
+    def streamed(messages: Any) -> str:
+        return "".join(engine.stream(engine.submit(messages, sampling)))
+
+    def whole(messages: Any) -> str:
+        return engine.generate([messages], sampling)[0].text
+
+    with ThreadPoolExecutor(3) as pool:
+        got = [pool.submit((streamed, whole)[number % 2], each) for number, each in enumerate(questions)]
+        assert [each.result(60) for each in got] == expected
+    _finish(engine)

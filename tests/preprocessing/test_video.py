@@ -338,6 +338,16 @@ def test_what_is_no_video_is_refused_with_a_reason(tmp_path: Path, plain: Path, 
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("head", [b"GIF89a", b"RIFF\x00\x00\x00\x00WEBPVP8X"])
+def test_an_animation_that_is_only_a_head_is_told_by_name_and_not_by_its_object(head: bytes) -> None:
+    with (
+        pytest.raises(MediaError, match="The video in memory cannot be decoded") as told,
+        open_frames(Video(head), Spec()),
+    ):
+        pass
+    assert "BytesIO" not in str(told.value)
+
+
 def test_impossible_clips_are_refused(plain: Path) -> None:
     refused(plain, "lasts 0.80 s", "begins at 2 s", start_s=2.0)
     for wrong in ({"start_s": 3, "end_s": 3}, {"start_s": 3, "end_s": 1}, {"end_s": 0}, {"start_s": -1}):

@@ -362,6 +362,7 @@ def test_an_answer_without_words_may_stand_between_questions():
     ("wrong", "param", "said"),
     [
         ({"stop": 5}, "stop", "valid string; or"),
+        ({"stop": ""}, "stop", "'stop': String should have at least 1 character."),
         ({"n": True}, "n", "valid integer"),
         ({"messages": ["a"]}, "messages.0", "valid dictionary"),
         ({"stream_options": {"a": 1}}, "stream_options.a", "Unknown field"),

@@ -115,6 +115,8 @@ def test_others_are_let_in_only_on_purpose():
     dataclasses.replace(outside, open_to_all=True).check_key(None)
     for host in ("127.0.0.1", "localhost", "::1"):
         ServingConfig(host=host).check_key(None)
+    with pytest.raises(ValueError, match="host is empty"):
+        ServingConfig(host=" ", open_to_all=True)
 
 
 def test_files_are_read_from_the_allowed_folder_alone(parts, tmp_path, picture):
@@ -382,9 +384,12 @@ def test_who_is_being_answered_gets_the_answer_after_sigterm_and_new_ones_are_se
 
 def test_whoever_is_not_done_after_the_drain_is_let_go(parts):
     with running(slow(service(parts, drain_s=0.3), 0.02)) as server:
-        connection, _ = start_stream(server.url, LONG)
+        connection, response = start_stream(server.url, LONG)
         server.server.handle_exit(signal.SIGTERM, None)
-        eventually(lambda: server.server.should_exit)
+        *_, words, done = [line for line in response.read().split(b"\n\n") if line]
+        assert done == b"data: [DONE]"
+        assert json.loads(words.removeprefix(b"data: "))["error"]["code"] == "engine_down"
+        assert server.server.should_exit
         connection.close()
     assert not server.service.loop._thread.is_alive()
 

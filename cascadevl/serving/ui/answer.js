@@ -158,12 +158,14 @@ class Took {
     #speed() {
         const others = (this.usage?.completion_tokens ?? 0) - 1;
         const seconds = this.#lastS - this.#firstS;
-        return others > 0 && seconds > 0 && `${(others / seconds).toFixed(others / seconds < 10 ? 1 : 0)} tokens/s`;
+        return others > 0 && seconds > LEAST_S && `${(others / seconds).toFixed(others / seconds < 10 ? 1 : 0)} tokens/s`;
     }
 }
 
 const inWords = ({ prompt_tokens: all, prompt_tokens_details: { visual_tokens: visual, cached_tokens: cached } }) =>
     `${all}, ${visual} visual, ${cached} cached`;
+/** The server tells what is said fifty times a second: of shorter times, it would be that which is measured. */
+const LEAST_S = 0.1;
 const now = () => performance.now() / 1000;
 const tokens = (count) => `${count.toLocaleString("en")} ${count === 1 ? "token" : "tokens"}`;
 

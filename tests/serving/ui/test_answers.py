@@ -95,3 +95,19 @@ def test_what_a_model_thought_stands_before_its_answer_and_is_not_sent_back(page
     ask(page, "Sure?")
     answer(page)
     assert asked[0]["messages"][1] == {"role": "assistant", "content": "42"}
+
+
+def test_an_answer_that_came_at_once_has_no_speed(page):
+    """What would be measured is how often the server tells, or the network: 50,000 tokens a second were seen."""
+    chunks = [{"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]} for word in ("a", " b")]
+    usage = {
+        "completion_tokens": 6,
+        "prompt_tokens": 9,
+        "prompt_tokens_details": {"visual_tokens": 0, "cached_tokens": 0},
+    }
+    stream = sse(*chunks, {"choices": [], "usage": usage}) + "data: [DONE]\n\n"
+    page.route(CHAT, lambda route: route.fulfill(body=stream, content_type="text/event-stream"))
+    ask(page, "What is it?")
+    assert answer(page) == "a b"
+    assert "6 tokens" in page.locator(".took").inner_text()
+    assert "tokens/s" not in page.locator(".took").inner_text()

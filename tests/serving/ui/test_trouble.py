@@ -19,6 +19,10 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_sent(browser, service):
         assert get(server.url, "/v1/models")[0].status == get(server.url, "/ui/none.js")[0].status == 401
         with opened(browser, server.url, expected=["401"]) as page:
             key = page.get_by_label("Key", exact=True)
+            key.fill("ключ")  # no header holds it: sent, it would look like a server that is gone
+            key.press("Enter")
+            assert page.evaluate("document.querySelector('#key input').validity.patternMismatch")
+            assert page.locator("dialog#key[open]").count() == 1
             key.fill("wrong")
             key.press("Enter")
             page.get_by_text("The last key was not accepted.").wait_for()
