@@ -51,6 +51,7 @@ def train(
     resume: bool = False,
     seed: int = 0,
     course: Sequence[Stage] | None = None,
+    keep: float = 0.0,
     save_every_s: float = 180.0,
     log_every: int = 50,
     echo: Callable[[str], None] = print,
@@ -59,8 +60,11 @@ def train(
 
     `init` is what to begin with instead of fresh weights: a model, or the folder of another run of nano, whose last
     state is taken with the head that reads patches. A run that is resumed stands at a stage of its own and goes on as
-    if it had never stopped. Each stage has an optimizer of its own.
+    if it had never stopped. Each stage has an optimizer of its own. `keep` is the share that the weights of the
+    beginning have in the model that comes out, not in the run's state (WiSE-FT, arXiv 2109.01903).
     """
+    if not 0 <= keep < 1:
+        raise ConfigError(f"keep is a share of the weights, from 0 to below 1, got {keep}.")
     course = stages() if course is None else course
     first = 0 if from_stage is None else number_of(from_stage, course)
     head = new_head(VISION.hidden_size, torch.Generator().manual_seed(seed))
@@ -84,8 +88,17 @@ def train(
     for number, stage in enumerate(course):
         if number >= done["stage"]:
             run.learn(stage, number, resume=number == done["stage"] and done["step"] > 0)
+    if keep:
+        _keep(parts, load_parts(out / START, dtype="float32", device=CPU), keep)
     save_parts(parts, out / "model")
     return parts
+
+
+@torch.no_grad()
+def _keep(parts: Parts, begun: Parts, share: float) -> None:
+    """The mean of two states on one path reads better than either: docs/log.md."""
+    for weight, before in zip(parts.model.parameters(), begun.model.parameters(), strict=True):
+        weight.lerp_(before, share)
 
 
 def _begun(init: str | None, head: GlyphHead, seed: int) -> Parts:

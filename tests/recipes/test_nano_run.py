@@ -117,3 +117,18 @@ def test_a_run_goes_on_with_the_products_it_began_with(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="begun with bfloat16 products"):
         trained(tmp_path / "stopped", resume=True, precision="float32")
     assert_same(whole, trained(tmp_path / "stopped", resume=True, precision="auto"))
+
+
+def test_what_comes_out_keeps_a_share_of_what_went_in(straight: tuple[Path, Weights], tmp_path: Path) -> None:
+    begun = load_parts(straight[0] / "start", dtype="float32").model.state_dict()
+    kept = trained(tmp_path, keep=0.25)
+    for name, weight in straight[1].items():
+        torch.testing.assert_close(kept[name], 0.75 * weight + 0.25 * begun[name])
+    assert "language_model" in differ(kept, straight[1])
+    assert_same(straight[1], trained(tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("keep", [-0.1, 1.0, float("nan")])
+def test_a_share_is_a_share(keep: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="keep is a share"):
+        trained(tmp_path, keep=keep)
