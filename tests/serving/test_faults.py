@@ -1,5 +1,6 @@
 """benchmarks/faults.py at a small size, against a tiny model: what it finds, and that it would find more."""
 
+import gc
 import importlib
 import json
 import os
@@ -66,13 +67,15 @@ def test_a_model_that_fails_and_sites_that_lead_astray_do_no_harm(faults):
 def test_what_a_server_keeps_of_those_who_left_is_seen(faults, victim, monkeypatch):
     client = sys.modules["faults_client"]
     monkeypatch.setattr(client, "REST_S", 0.2)
+    gc.collect()  # the server is this process: what older tests left open is not to be closed in between
     before = victim.belongings()
     kept = [socket.socket() for _ in range(client.SLACK + 50)]
     row = faults.Row("trouble", fine=("nothing left",))
     faults.compare(row, victim, before)
     for each in kept:
         each.close()
-    assert row.ends["left: descriptors"] == 1 and not row.good
+    (left,) = row.ends  # a decoder that was just lost may be back by now, and is then named too
+    assert left.startswith("left: ") and "descriptors" in left and not row.good
 
 
 def test_a_soak_is_drawn_from_zero_up(faults, tmp_path):
