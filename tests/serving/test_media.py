@@ -93,7 +93,7 @@ def test_bombs_and_what_is_no_picture_are_refused_without_being_decoded(prepared
         with pytest.raises(MediaError, match=words):
             prepared(data_url(data))
         assert tracemalloc.get_traced_memory()[1] < 2**20
-        assert time.perf_counter() - started_s < 1
+        assert time.perf_counter() - started_s < 5  # to decode them would take minutes
     finally:
         tracemalloc.stop()
 
