@@ -138,7 +138,8 @@ class Fetch:
         if len(url) > 8192 or re.search(r"[\x00-\x20\x7f\\]", url):
             raise MediaError("the address holds spaces, backslashes or control characters, or is too long")
         try:
-            parts, port = urlsplit(url), urlsplit(url).port
+            parts = urlsplit(url)
+            port = parts.port
         except ValueError:
             raise MediaError("its host or its port cannot be read") from None
         if parts.scheme not in PORTS or not parts.hostname:
